@@ -79,3 +79,7 @@ class RenderingError(CartridgeError, ValueError):
 
 class InferenceError(CartridgeError, ValueError):
     """Tokens do not fit the model, or what is asked of it makes no sense."""
+
+
+class PublishingError(CartridgeError):
+    """A Cartridge cannot be registered, promoted, erased or exchanged as asked."""
