@@ -1,0 +1,1 @@
+"""Generation and scoring behind a prefix, in this process."""

@@ -1,0 +1,155 @@
+"""The manifest of a Cartridge: what its tensors are, for which base model, and where they come from.
+
+Reading a manifest needs no torch, so the registry, the catalog and the gateway can do it anywhere.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cartridge_core.digest import digest_of
+from cartridge_core.errors import ArtifactError
+
+MANIFEST_FILE = "manifest.json"
+"""The artifact's commit marker: a folder without it holds no Cartridge."""
+
+COPY_AGAIN = "Copy the whole folder again from where it was made, or build the Cartridge again."
+"""What to do about a damaged artifact."""
+
+FORMAT_VERSION = 1
+"""Version of the artifact's layout that this software writes and reads."""
+
+DType = Literal["float32", "bfloat16", "float16"]
+"""Element types a Cartridge may be stored in."""
+
+ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one stored element."""
+
+
+class LayerSpec(BaseModel):
+    """What one decoder layer keeps in its key/value cache."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_kv: bool = True
+    """False for a layer that keeps no keys and values of its own."""
+    num_kv_heads: int = Field(gt=0)
+    """Key/value heads (fewer than query heads under grouped-query attention)."""
+    head_dim: int = Field(gt=0)
+    """Width of one head."""
+    rope: dict[str, Any] = Field(default_factory=dict)
+    """RoPE parameters of the layer as the model's configuration states them (type, theta, scaling)."""
+    window: int | None = None
+    """Sliding attention window in tokens; None for full attention."""
+
+
+class BaseModelIdentity(BaseModel):
+    """Which base model a product belongs to, as exactly as weights can be named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    """Hub id, or the folder's name for a local model."""
+    revision: str
+    """Hub commit, or a digest of the weight files for a local model."""
+    config_digest: str
+    """sha256 of the model's configuration."""
+    tokenizer_digest: str
+    """sha256 of the tokenizer's vocabulary and rules."""
+
+
+class CartridgeManifest(BaseModel):
+    """Everything about a Cartridge but its tensors. Its digest is the Cartridge's identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    """Layout of the artifact."""
+    tenant: str = "default"
+    """Who the corpus belongs to."""
+    base_model: BaseModelIdentity
+    """The only model that can read these keys and values."""
+    layers: tuple[LayerSpec, ...]
+    """One entry a decoder layer, in order."""
+    dtype: DType
+    """Element type of the tensors: the base model's stored type."""
+    num_tokens: int = Field(gt=0)
+    """Virtual tokens, p in the paper."""
+    num_frozen_tokens: int = Field(default=1, ge=0)
+    """Leading tokens that training left as they were (the attention sink)."""
+    key_positions: tuple[int, ...]
+    """Position that each key was rotated for."""
+    next_position: int = Field(gt=0)
+    """Position of the first token that follows the Cartridge."""
+    template_digest: str
+    """sha256 of the rendering that puts messages behind the Cartridge."""
+    corpus_digest: str | None = None
+    """Corpus the Cartridge stands in for."""
+    dataset_digest: str | None = None
+    """Conversations it was trained on; None for next-token training or an untrained Cartridge."""
+    training_config_digest: str | None = None
+    """Training configuration; None for an untrained Cartridge."""
+    seed: int | None = None
+    """Seed of initialisation and training."""
+    software_version: str
+    """Version of Cartridge Foundry that wrote it."""
+    tensors_sha256: str
+    """sha256 of `cartridge.safetensors`."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if len(self.key_positions) != self.num_tokens:
+            raise ValueError(f"key_positions has {len(self.key_positions)} entries for num_tokens={self.num_tokens}")
+        if self.num_frozen_tokens > self.num_tokens:
+            raise ValueError(f"num_frozen_tokens={self.num_frozen_tokens} exceeds num_tokens={self.num_tokens}")
+        if not any(layer.has_kv for layer in self.layers):
+            raise ValueError("no layer keeps keys and values")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical manifest, which holds the tensors' own: the Cartridge's identity."""
+        return digest_of(self.model_dump(mode="json"))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values in the stored type."""
+        per_token = sum(2 * layer.num_kv_heads * layer.head_dim for layer in self.layers if layer.has_kv)
+        return per_token * self.num_tokens * ITEM_BYTES[self.dtype]
+
+
+def read_manifest(folder: Path | str) -> CartridgeManifest:
+    """The manifest in a folder, without its tensors.
+
+    Raises:
+        ArtifactError: It is missing, unreadable or of another format version.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(
+            f"{Path(folder)} holds no Cartridge: cannot read {MANIFEST_FILE} ({error.strerror}).",
+            "Give the folder that Cartridge.save wrote.",
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}.", COPY_AGAIN) from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {version!r}; this software reads {FORMAT_VERSION}.",
+            "Upgrade cartridge-foundry, or build the Cartridge again.",
+        )
+    try:
+        return CartridgeManifest.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a valid manifest: {first_problem(error)}.", COPY_AGAIN) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of a validation, in one line."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

@@ -1,0 +1,221 @@
+"""Base models: loading, identity and what a Cartridge has to know about them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cartridge_core.architectures import check_architecture, layer_specs
+from cartridge_core.attention import install
+from cartridge_core.errors import CartridgeError, UnsupportedModelError
+from cartridge_core.identity import config_digest, tokenizer_digest, weights_digest
+from cartridge_core.manifest import BaseModelIdentity, LayerSpec
+from cartridge_core.model_files import REFERENCE_PATH, ModelFiles, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["REFERENCE_PATH", "BaseModel", "BaseModelIdentity", "from_parts", "identify", "load_base_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A frozen language model in memory, ready to sit behind a Cartridge.
+
+    Attributes:
+        identity: Which model it is.
+        model: In evaluation mode, without gradients.
+        tokenizer: A fast tokenizer with a chat template.
+        layer_specs: One entry a decoder layer.
+        device: Where the weights are.
+        eos_ids: Tokens that end an answer.
+        max_positions: Longest sequence the model was made for, in tokens.
+        kv_dtype: Type the weights are stored in, and Cartridges of this model too.
+    """
+
+    identity: BaseModelIdentity
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    layer_specs: tuple[LayerSpec, ...]
+    device: torch.device
+    eos_ids: frozenset[int]
+    max_positions: int
+    kv_dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the model computes in."""
+        return self.model.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def inv_freq(self, layer: int) -> Tensor:
+        """RoPE inverse frequencies of a layer as the model applies them (fp32, `[rotary_dim / 2]`).
+
+        Args:
+            layer: Index of a decoder layer.
+
+        Raises:
+            UnsupportedModelError: The frequencies change with the length of the text, so keys cannot be moved.
+        """
+        kind = self.layer_specs[layer].rope.get("rope_type", "default")
+        if kind in ("dynamic", "longrope"):
+            raise UnsupportedModelError(
+                f"{self.identity.id} uses {kind!r} RoPE, whose frequencies change with the length of the text.",
+                "Keep the keys of its Cartridges where they are.",
+            )
+        windowed = "sliding_attention" if self.layer_specs[layer].window else "full_attention"
+        for module in self.model.modules():
+            for name in (f"{windowed}_inv_freq", "inv_freq"):
+                found = getattr(module, name, None)
+                if isinstance(found, Tensor):
+                    return found.float()
+        raise UnsupportedModelError(f"{self.identity.id} shows no RoPE frequencies.")
+
+
+def load_base_model(
+    id_or_path: str | Path,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> BaseModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        id_or_path: "reference" (the shipped model), a local folder, or a hub id.
+        revision: Hub commit, branch or tag; a local folder has none.
+        device: "auto" takes a GPU when there is one.
+        dtype: Type to compute in; fp32 on a CPU (bf16 sums lose digits there), the stored type elsewhere.
+
+    Raises:
+        UnsupportedModelError: The model cannot hold a Cartridge.
+        CartridgeError: It cannot be found, reached or read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    files = locate(id_or_path, revision)
+    config = _load_config(files)
+    check_architecture(config)
+    place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    stored = _stored_dtype(config)
+    compute = dtype or (torch.float32 if place.type == "cpu" else stored)
+    with _readable(files):
+        model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=compute, use_safetensors=True)
+    tokenizer = _load_tokenizer(files)
+    return _assemble(model.to(place), tokenizer, _identity(files, tokenizer), stored)
+
+
+def identify(id_or_path: str | Path, revision: str | None = None) -> BaseModelIdentity:
+    """Which model this is, without loading its weights.
+
+    Raises:
+        UnsupportedModelError: The model cannot hold a Cartridge.
+        CartridgeError: It cannot be found, reached or read.
+    """
+    files = locate(id_or_path, revision, weights=False)
+    check_architecture(_load_config(files))
+    return _identity(files, _load_tokenizer(files))
+
+
+def from_parts(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", id: str, revision: str | None = None
+) -> BaseModel:
+    """A base model of parts already in memory.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its fast tokenizer.
+        id: Name to give it.
+        revision: Name of its weights; a digest of them where nobody says.
+
+    Raises:
+        UnsupportedModelError: The model cannot hold a Cartridge.
+    """
+    check_architecture(model.config)
+    identity = BaseModelIdentity(
+        id=id,
+        revision=revision or weights_digest(model)[:16],
+        config_digest=config_digest(model.config.to_dict()),
+        tokenizer_digest=tokenizer_digest(tokenizer),
+    )
+    return _assemble(model, tokenizer, identity, model.dtype)
+
+
+@contextmanager
+def _readable(files: ModelFiles) -> Iterator[None]:
+    """Turns the loader's many errors into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CartridgeError(
+            f"Cannot read a model from {files.folder}: {reason}",
+            "Check that the folder holds a config.json, a tokenizer and *.safetensors.",
+        ) from error
+
+
+def _load_config(files: ModelFiles) -> Any:
+    from transformers import AutoConfig
+
+    with _readable(files):
+        return AutoConfig.from_pretrained(files.folder)
+
+
+def _load_tokenizer(files: ModelFiles) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    with _readable(files):
+        return AutoTokenizer.from_pretrained(files.folder)
+
+
+def _identity(files: ModelFiles, tokenizer: "PreTrainedTokenizerBase") -> BaseModelIdentity:
+    # The file as it is, because a parsed configuration grows defaults with every release of transformers.
+    stated = json.loads((files.folder / "config.json").read_bytes())
+    return BaseModelIdentity(
+        id=files.id,
+        revision=files.revision,
+        config_digest=config_digest(stated),
+        tokenizer_digest=tokenizer_digest(tokenizer),
+    )
+
+
+def _assemble(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    identity: BaseModelIdentity,
+    stored: torch.dtype,
+) -> BaseModel:
+    install(model)
+    model.eval().requires_grad_(False)
+    text = model.config.get_text_config(decoder=True)
+    return BaseModel(
+        identity=identity,
+        model=model,
+        tokenizer=tokenizer,
+        layer_specs=layer_specs(model.config),
+        device=model.device,
+        eos_ids=_eos_ids(model, tokenizer),
+        max_positions=int(text.max_position_embeddings),
+        kv_dtype=stored,
+    )
+
+
+def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    said = [tokenizer.eos_token_id]
+    for config in (model.generation_config, model.config):
+        ends = getattr(config, "eos_token_id", None)
+        said += ends if isinstance(ends, list) else [ends]
+    return frozenset(int(token) for token in said if token is not None)
+
+
+def _stored_dtype(config: Any) -> torch.dtype:
+    stored = config.dtype or config.get_text_config(decoder=True).dtype or torch.float32
+    return getattr(torch, stored) if isinstance(stored, str) else stored
