@@ -15,7 +15,8 @@ SEED_FAMILIES: dict[str, tuple[str, ...]] = {
     "summarization": (
         "Write one request for a summary of what the text says about one thing. "
         "Name that thing exactly. Reply with the request only.",
-        "Choose something the text describes and ask for everything that is known about it. Reply with the request only.",
+        "Choose something the text describes and ask for everything that is known about it. "
+        "Reply with the request only.",
         "Ask for a short overview of one part of the text. Say exactly which part. Reply with the request only.",
     ),
     "question": (
