@@ -1,0 +1,76 @@
+"""Whether what is asked of training can be done. Needs no model in memory, so that a wrong input is refused at once."""
+
+from cartridge_core.corpus import Corpus
+from cartridge_core.dataset import ConversationDataset
+from cartridge_core.errors import DatasetError, TrainingError
+from cartridge_core.initialization import INITIALIZERS
+from cartridge_core.manifest import BaseModelIdentity
+from cartridge_core.training.config import TrainingConfig
+
+
+def check_inputs(
+    identity: BaseModelIdentity,
+    max_positions: int,
+    rendering: str,
+    corpus: Corpus,
+    dataset: ConversationDataset | None,
+    config: TrainingConfig,
+) -> None:
+    """Refuse inputs that do not go together.
+
+    Args:
+        identity: The model to train for.
+        max_positions: Its window in tokens.
+        rendering: `rendering.template_digest` of its tokenizer.
+        corpus: What the Cartridge is to stand in for.
+        dataset: The study, for distillation.
+        config: How to train.
+
+    Raises:
+        TrainingError: Unknown initialiser, Cartridge and examples longer than the window, or a dataset missing or
+            beside the point.
+        BaseModelMismatchError: The study was made with another model, revision or tokenizer.
+        DatasetError: The study is empty, about another corpus, or rendered in another way.
+    """
+    if config.initialization not in INITIALIZERS:
+        raise TrainingError(
+            f"There is no initialisation named {config.initialization!r}.", f"Choose one of {', '.join(INITIALIZERS)}."
+        )
+    if config.objective == "next_token":
+        if dataset is not None:
+            raise TrainingError(
+                "Next-token training learns the corpus's text, but conversations were given too.",
+                "Leave the dataset out, or choose the objective 'distillation'.",
+            )
+        _check_length(identity, max_positions, config, config.window_tokens, "windows of text")
+        return
+    if dataset is None:
+        raise TrainingError("Distillation needs the conversations of a study.", "Study the corpus first.")
+    dataset.check_base_model(identity)
+    manifest = dataset.manifest
+    if manifest.corpus_digest != corpus.digest:
+        raise DatasetError(
+            f"The conversations are about corpus {manifest.corpus_digest[:12]}, not about {corpus.name!r} "
+            f"({corpus.digest[:12]}).",
+            "Study this corpus, or train with the corpus version that was studied.",
+        )
+    if manifest.template_digest != rendering:
+        raise DatasetError(
+            f"The conversations are rendered in another way ({manifest.template_digest[:12]}) than {identity.id} is "
+            f"served in now ({rendering[:12]}).",
+            "Study the corpus again.",
+        )
+    if not len(dataset):
+        raise DatasetError("The dataset holds no conversation.", "Study with more conversations, or longer answers.")
+    _check_length(identity, max_positions, config, int(dataset.lengths.max()), "conversations")
+
+
+def _check_length(
+    identity: BaseModelIdentity, max_positions: int, config: TrainingConfig, longest: int, what: str
+) -> None:
+    if config.num_tokens + longest > max_positions:
+        raise TrainingError(
+            f"A Cartridge of {config.num_tokens} tokens and {what} of up to {longest} exceed the "
+            f"{max_positions} positions of {identity.id}.",
+            f"Choose at most {max(max_positions - longest, 0)} tokens for the Cartridge.",
+        )

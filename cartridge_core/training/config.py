@@ -1,0 +1,79 @@
+"""How a Cartridge is trained."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cartridge_core.digest import digest_of
+
+DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
+"""By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an orthogonalised update has another scale."""
+
+
+def _default_learning_rate(stated: dict[str, Any]) -> float:
+    return DEFAULT_LEARNING_RATES[stated["optimizer"]]
+
+
+class TrainingConfig(BaseModel):
+    """Size of the Cartridge, objective, optimizer and data order. Equal configurations give equal tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_tokens: int = Field(gt=0)
+    """Virtual tokens of the Cartridge, p in the paper."""
+    num_frozen_tokens: int = Field(default=1, ge=0)
+    """Leading tokens that keep their initial keys and values: the attention sink."""
+    initialization: str = "first_tokens"
+    """Where keys and values start: a name in `cartridge_core.initialization.INITIALIZERS`."""
+    objective: Literal["distillation", "next_token"] = "distillation"
+    """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises each layer's update: it takes fewer steps and wants a learning rate near 1."""
+    learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
+    """Highest learning rate, reached after the warm-up; 0.02 for AdamW and 1 for Muon where nobody says."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
+    steps: int = Field(default=600, gt=0)
+    """Optimizer steps."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps over which the learning rate rises, the first included."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to zero after the warm-up, if it does."""
+    batch_size: int = Field(default=32, gt=0)
+    """Conversations a step (distillation)."""
+    window_tokens: int = Field(default=256, gt=1)
+    """Tokens of a window of text (next_token)."""
+    windows_per_batch: int = Field(default=6, gt=0)
+    """Windows of text a step (next_token): by default about as many tokens as 32 short conversations have."""
+    micro_batch_tokens: int = Field(default=8192, gt=0)
+    """Most tokens that pass through the model at once; a larger batch is accumulated, with the same result."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm that the gradient of all keys and values is clipped to."""
+    eval_every: int = Field(default=25, gt=0)
+    """Steps between looks at the held-out examples."""
+    patience: int | None = Field(default=12, gt=0)
+    """Looks without improvement after which training stops; None never stops early."""
+    held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the study's questions that is not trained on and picks the best step."""
+    max_held_out: int = Field(default=128, gt=0)
+    """Most held-out examples: more make each look slower and hardly surer."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products in training. `auto` takes bfloat16 where the processor multiplies it natively (a step then
+    takes 0.6 of the time and ends at the same held-out loss); masters and optimizer are fp32 in any case."""
+    seed: int = 0
+    """Decides initialisation, held-out questions and the order of examples."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.num_frozen_tokens >= self.num_tokens:
+            raise ValueError(
+                f"num_frozen_tokens={self.num_frozen_tokens} leaves nothing to train of num_tokens={self.num_tokens}"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical configuration."""
+        return digest_of(self.model_dump(mode="json"))

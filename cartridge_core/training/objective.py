@@ -1,0 +1,73 @@
+"""What a Cartridge learns: each objective turns its source into examples of one form."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cartridge_core.corpus import Corpus
+from cartridge_core.dataset import ConversationDataset
+from cartridge_core.errors import CorpusError, DatasetError
+from cartridge_core.models import BaseModel
+from cartridge_core.selfstudy.conversation import Targets
+from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.conversation_stream import ConversationStream
+from cartridge_core.training.text_windows import WindowStream, covering_windows
+
+
+class ExampleStream(Protocol):
+    """An endless supply of batches."""
+
+    def batch(self, step: int) -> list[Targets]:
+        """The examples of a step, counted from 0; always the same ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learnt, and what the learning is judged by."""
+
+    stream: ExampleStream
+    """Batches to train on."""
+    held_out: Sequence[Targets]
+    """Examples that pick the best step."""
+    num_examples: int
+    """Different examples to train on; windows of text are counted by how many cover it."""
+
+
+def distillation(
+    base: BaseModel, corpus: Corpus, dataset: ConversationDataset | None, config: TrainingConfig
+) -> Material:
+    """A study's answers, with the distributions of the teacher that read the text; some questions are held out.
+
+    Raises:
+        DatasetError: There are no conversations, or too few to hold any out.
+    """
+    if dataset is None or not len(dataset):
+        raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
+    fraction = min(config.held_out_fraction, config.max_held_out / len(dataset))
+    train, held_out = dataset.split(fraction, config.seed)
+    return Material(ConversationStream(list(train), config.batch_size, config.seed), list(held_out), len(train))
+
+
+def next_token(
+    base: BaseModel, corpus: Corpus, dataset: ConversationDataset | None, config: TrainingConfig
+) -> Material:
+    """The corpus's text, as a language model is trained on it.
+
+    The best step is picked by the whole text: a text that was held out could only be guessed at.
+
+    Raises:
+        CorpusError: The corpus has fewer than two tokens.
+    """
+    token_ids = base.tokenizer(corpus.text(), add_special_tokens=False, verbose=False)["input_ids"]
+    if len(token_ids) < 2:
+        raise CorpusError(f"Corpus {corpus.name!r} has no text to predict.", "Add documents with text.")
+    windows = covering_windows(token_ids, config.window_tokens, config.max_held_out)
+    stream = WindowStream(token_ids, config.window_tokens, config.windows_per_batch, config.seed)
+    return Material(stream, windows, -(-len(token_ids) // config.window_tokens))
+
+
+Objective = Callable[[BaseModel, Corpus, ConversationDataset | None, TrainingConfig], Material]
+
+OBJECTIVES: dict[str, Objective] = {"distillation": distillation, "next_token": next_token}
+"""Name to objective; `TrainingConfig.objective` lists the names."""

@@ -1,0 +1,22 @@
+"""The learning rate of each step."""
+
+import math
+
+from cartridge_core.training.config import TrainingConfig
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Learning rate that step `step` (counted from 0) is taken with.
+
+    Set before the step, so that the warm-up precedes the first one: it runs at `1 / warmup_steps` of the peak. From the
+    peak on the rate falls so that it would be zero at `config.steps`.
+
+    Args:
+        config: Peak, warm-up, length and shape.
+        step: From 0 to `config.steps - 1`.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    factors = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    return config.learning_rate * factors[config.schedule]

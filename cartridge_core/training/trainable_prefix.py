@@ -1,0 +1,55 @@
+"""The fp32 tensors that training changes."""
+
+import torch
+from torch import Tensor
+
+from cartridge_core.cartridge import PrefixKV
+
+
+class TrainablePrefix:
+    """Master keys and values of a Cartridge in training.
+
+    They are fp32 whatever the model's type: at a learning rate of 0.02 most updates of a bf16 key would round to
+    nothing. Each layer's keys, and its values, are one matrix `[num_tokens - num_frozen_tokens,
+    num_kv_heads * head_dim]`, the form in which Muon orthogonalises an update. The frozen head is kept apart and never
+    changes.
+    """
+
+    def __init__(self, initial: PrefixKV, num_frozen_tokens: int, device: torch.device | str = "cpu") -> None:
+        """Start from a prefix.
+
+        Args:
+            initial: Where keys and values start; it is copied.
+            num_frozen_tokens: Leading tokens that stay as they are.
+            device: Where the masters are kept.
+        """
+        self._next_position = initial.next_position
+        self._frozen: list[Tensor | None] = []
+        self._masters: list[Tensor | None] = []
+        for tensor in (*initial.keys, *initial.values):
+            if tensor is None:
+                self._frozen.append(None)
+                self._masters.append(None)
+                continue
+            exact = tensor.detach().to(device=device, dtype=torch.float32, copy=True)
+            self._frozen.append(exact[:, :num_frozen_tokens])
+            matrix = exact[:, num_frozen_tokens:].transpose(0, 1).flatten(1).contiguous()
+            self._masters.append(matrix.requires_grad_())
+
+    def parameters(self) -> list[Tensor]:
+        """The matrices to train: all layers' keys, then all layers' values."""
+        return [master for master in self._masters if master is not None]
+
+    def prefix(self) -> PrefixKV:
+        """The whole prefix in fp32, `[num_kv_heads, num_tokens, head_dim]` a layer; gradients flow to the masters."""
+        tensors = [
+            None if frozen is None or master is None else _joined(frozen, master)
+            for frozen, master in zip(self._frozen, self._masters, strict=True)
+        ]
+        layers = len(tensors) // 2
+        return PrefixKV(tensors[:layers], tensors[layers:], self._next_position)
+
+
+def _joined(frozen: Tensor, master: Tensor) -> Tensor:
+    kv_heads, _, head_dim = frozen.shape
+    return torch.cat((frozen, master.view(-1, kv_heads, head_dim).transpose(0, 1)), dim=1)

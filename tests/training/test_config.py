@@ -1,0 +1,40 @@
+import pytest
+from pydantic import ValidationError
+
+from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.objective import OBJECTIVES
+from cartridge_core.training.optimizer import OPTIMIZERS
+
+
+def test_learning_rate_depends_on_the_optimizer_unless_stated() -> None:
+    assert TrainingConfig(num_tokens=8).learning_rate == 0.02
+    assert TrainingConfig(num_tokens=8, optimizer="muon").learning_rate == 1.0
+    assert TrainingConfig(num_tokens=8, optimizer="muon", learning_rate=0.3).learning_rate == 0.3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_tokens": 0},
+        {"num_tokens": 4, "num_frozen_tokens": 4},
+        {"num_tokens": 4, "optimizer": "sgd"},
+        {"num_tokens": 4, "objective": "masked"},
+        {"num_tokens": 4, "steps": 5, "warmup_steps": 5},
+        {"num_tokens": 4, "held_out_fraction": 0.0},
+        {"num_tokens": 4, "learning_rte": 0.1},
+    ],
+)
+def test_wrong_values_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TrainingConfig.model_validate(wrong)
+
+
+def test_digest_names_every_field() -> None:
+    assert TrainingConfig(num_tokens=8).digest == TrainingConfig(num_tokens=8, learning_rate=0.02).digest
+    assert TrainingConfig(num_tokens=8).digest != TrainingConfig(num_tokens=8, seed=1).digest
+
+
+def test_every_named_choice_exists() -> None:
+    fields = TrainingConfig.model_json_schema()["properties"]
+    assert set(fields["optimizer"]["enum"]) == set(OPTIMIZERS)
+    assert set(fields["objective"]["enum"]) == set(OBJECTIVES)
