@@ -1,0 +1,121 @@
+"""An evaluation report as a table: for a terminal (rich) and for MLflow's description (Markdown)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from cartridge_core.baselines import ICL, ICL_TRUNCATED, NEXT_TOKEN, NO_CONTEXT, SELF_STUDY
+
+if TYPE_CHECKING:
+    from cartridge_core.evaluation import ArmResult
+    from cartridge_core.report.evaluation_report import EvaluationReport
+
+TITLES = {
+    NO_CONTEXT: "No context",
+    ICL: "ICL, whole corpus",
+    ICL_TRUNCATED: "ICL, truncated",
+    NEXT_TOKEN: "Cartridge, next-token",
+    SELF_STUDY: "Cartridge, self-study",
+}
+"""What arms are called where people read."""
+
+_DASH = "–"
+
+
+def title(arm_name: str) -> str:
+    """The arm's name for people."""
+    return TITLES.get(arm_name, f"Cartridge, {arm_name.replace('_', ' ')}")
+
+
+def human_bytes(count: int) -> str:
+    """Bytes in the largest binary unit below them, to three digits."""
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return _DASH if share is None else f"{100 * share:.1f}%"
+
+
+def smaller(report: EvaluationReport, arm: ArmResult) -> str:
+    """How many times less memory than the whole corpus in context an arm takes."""
+    icl = report.find(ICL)
+    if icl is None or not arm.kv_bytes or arm.name in (ICL, NO_CONTEXT):
+        return _DASH
+    return f"{icl.kv_bytes / arm.kv_bytes:.1f}×"
+
+
+def _cells(report: EvaluationReport, arm: ArmResult) -> list[str]:
+    interval = f"{percent(arm.interval.low)} to {percent(arm.interval.high)}" if arm.interval else _DASH
+    counts = [str(arm.n), str(arm.unparsed), str(arm.errors)] if arm.fits else [str(arm.n), _DASH, _DASH]
+    return [
+        title(arm.name),
+        percent(arm.score) if arm.fits else "does not fit",
+        interval,
+        *counts,
+        f"{arm.num_tokens:,}",
+        human_bytes(arm.kv_bytes),
+        smaller(report, arm),
+    ]
+
+
+def _columns(report: EvaluationReport) -> list[str]:
+    metric = report.metric[0].upper() + report.metric[1:]
+    return ["Arm", metric, "95% interval", "n", "Unparsed", "Errors", "Tokens", "KV memory", "Smaller than ICL"]
+
+
+def rich_table(report: EvaluationReport) -> Table:
+    """One row an arm, the Cartridge's own in bold."""
+    table = Table(title=f"{report.corpus_name} · {report.base_model.id} · {report.benchmark}", title_justify="left")
+    for index, column in enumerate(_columns(report)):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index < 3)
+    for arm in report.arms:
+        style = "bold green" if arm.name == report.cartridge_arm else ("dim" if not arm.fits else "")
+        table.add_row(*_cells(report, arm), style=style)
+    return table
+
+
+def verdict(report: EvaluationReport) -> str:
+    """One sentence: what the Cartridge keeps of ICL's quality, and in how much of its memory."""
+    own, icl, comparison = report.cartridge, report.find(ICL), report.comparison(ICL)
+    if icl is None:
+        return f"The Cartridge scores {percent(own.score)} in {human_bytes(own.kv_bytes)}; ICL was not graded."
+    if own.score is None:
+        return "The Cartridge leaves no room for the questions in the model's window."
+    memory = (
+        f"{own.num_tokens:,} tokens ({human_bytes(own.kv_bytes)}) where ICL needs {icl.num_tokens:,} "
+        f"({human_bytes(icl.kv_bytes)})"
+    )
+    if comparison is None:
+        return f"The Cartridge scores {percent(own.score)} with {memory}, which does not fit into the model's window."
+    if comparison.ratio is None:
+        return f"The Cartridge scores {percent(own.score)} with {memory}; ICL scores {percent(icl.score)}."
+    spread = comparison.ratio_interval
+    sure = f" (95% interval {percent(spread.low)} to {percent(spread.high)})" if spread else ""
+    return f"The Cartridge keeps {percent(comparison.ratio)}{sure} of ICL's {report.metric} with {memory}."
+
+
+def markdown(report: EvaluationReport) -> str:
+    """The verdict, a table with one row an arm, and what was graded."""
+    columns = _columns(report)
+    lines = [verdict(report), "", "| " + " | ".join(columns) + " |", "|:--" + "|--:" * (len(columns) - 1) + "|"]
+    for arm in report.arms:
+        cells = [cell.replace("|", "\\|") for cell in _cells(report, arm)]
+        if arm.name == report.cartridge_arm:
+            cells = [f"**{cell}**" for cell in cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Base model `{report.base_model.id}` at `{report.base_model.revision}`, corpus `{report.corpus_name}` "
+        f"(`{report.corpus_digest[:12]}`), questions `{report.questions_digest[:12]}`, "
+        f"Cartridge `{report.cartridge_digest[:12]}`, report `{report.digest[:12]}`. "
+        "Unparsed replies and errors count as wrong.",
+    ]
+    return "\n".join(lines) + "\n"
