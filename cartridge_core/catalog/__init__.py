@@ -1,0 +1,43 @@
+"""The catalog: which Cartridges there are for which corpora, what happened to them, and which are served.
+
+Functions take an open session (`catalog_session`) and the tenant they act for; they never see another tenant's rows.
+"""
+
+from cartridge_core.catalog.aliases import CHAMPION, AliasChange, alias_history, clear_alias, resolve, set_alias
+from cartridge_core.catalog.base_models import record_base_model
+from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, record_cartridge
+from cartridge_core.catalog.corpora import list_corpora, record_corpus
+from cartridge_core.catalog.datasets import record_dataset
+from cartridge_core.catalog.entry import CatalogEntry
+from cartridge_core.catalog.evaluations import record_evaluation
+from cartridge_core.catalog.registrations import Whereabouts, record_registration
+from cartridge_core.catalog.session import Catalog, catalog_session
+from cartridge_core.catalog.statuses import Status, change_status, retire, status_of
+from cartridge_core.catalog.tombstones import record_tombstone
+
+__all__ = [
+    "CHAMPION",
+    "AliasChange",
+    "Catalog",
+    "CatalogEntry",
+    "Status",
+    "Whereabouts",
+    "alias_history",
+    "catalog_session",
+    "change_status",
+    "clear_alias",
+    "find_cartridge",
+    "list_cartridges",
+    "list_corpora",
+    "record_base_model",
+    "record_cartridge",
+    "record_corpus",
+    "record_dataset",
+    "record_evaluation",
+    "record_registration",
+    "record_tombstone",
+    "resolve",
+    "retire",
+    "set_alias",
+    "status_of",
+]

@@ -1,0 +1,134 @@
+"""Cartridges."""
+
+import re
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cartridge_core.catalog.corpora import require_corpus
+from cartridge_core.catalog.entry import CatalogEntry, entries_of
+from cartridge_core.catalog.insertion import add_once
+from cartridge_core.catalog.models import (
+    AliasRow,
+    BaseModelRow,
+    CartridgeRow,
+    CorpusRow,
+    CorpusVersionRow,
+    DatasetRow,
+)
+from cartridge_core.catalog.statuses import Status
+from cartridge_core.errors import CatalogError, NotFoundError
+from cartridge_core.manifest import CartridgeManifest
+
+_SHORTEST_DIGEST = 6
+
+
+def record_cartridge(
+    session: Session,
+    version: CorpusVersionRow,
+    base_model: BaseModelRow,
+    dataset: DatasetRow | None,
+    manifest: CartridgeManifest,
+) -> CartridgeRow:
+    """The row of a Cartridge of a corpus version, written if it is new.
+
+    Args:
+        session: Open session.
+        version: What it stands in for; its tenant owns the Cartridge.
+        base_model: The model it is for.
+        dataset: What it was trained on; None for next-token training.
+        manifest: The Cartridge's manifest.
+    """
+    digest = manifest.digest
+    same = select(CartridgeRow).where(
+        CartridgeRow.tenant == version.tenant,
+        CartridgeRow.corpus_version_id == version.id,
+        CartridgeRow.digest == digest,
+    )
+    return add_once(
+        session,
+        lambda: session.scalar(same),
+        lambda: CartridgeRow(
+            tenant=version.tenant,
+            corpus_version_id=version.id,
+            base_model_id=base_model.id,
+            dataset_id=None if dataset is None else dataset.id,
+            digest=digest,
+            num_tokens=manifest.num_tokens,
+            kv_bytes=manifest.kv_bytes,
+            manifest=manifest.model_dump(mode="json"),
+        ),
+    )
+
+
+def cartridge_row(session: Session, tenant: str, cartridge_id: int) -> CartridgeRow:
+    """The row with this number.
+
+    Raises:
+        NotFoundError: The tenant has no such row.
+    """
+    row = session.scalar(select(CartridgeRow).where(CartridgeRow.tenant == tenant, CartridgeRow.id == cartridge_id))
+    if row is None:
+        raise NotFoundError(f"There is no Cartridge number {cartridge_id} for tenant {tenant!r}.")
+    return row
+
+
+def find_cartridge(session: Session, tenant: str, corpus: str, reference: str) -> CatalogEntry:
+    """The Cartridge of a corpus that a user means.
+
+    Args:
+        session: Open session.
+        tenant: Whose corpus.
+        corpus: Name of the corpus.
+        reference: An alias, a version number of the registered model (`3`), or the first six or more characters
+            of the digest.
+
+    Raises:
+        NotFoundError: Nothing matches.
+        CatalogError: More than one Cartridge matches.
+    """
+    owner = require_corpus(session, tenant, corpus)
+    aliased = session.scalar(
+        select(AliasRow.cartridge_id).where(
+            AliasRow.tenant == tenant, AliasRow.corpus_id == owner.id, AliasRow.name == reference
+        )
+    )
+    entries = list_cartridges(session, tenant, corpus, include_deleted=True)
+    if aliased is not None:
+        return next(entry for entry in entries if entry.cartridge_id == aliased)
+    if reference.isdigit() and len(reference) < _SHORTEST_DIGEST:
+        found = [entry for entry in entries if entry.version == int(reference)]
+    elif re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_DIGEST},64}}", reference):
+        found = [entry for entry in entries if entry.digest.startswith(reference)]
+    else:
+        found = []
+    if not found:
+        raise NotFoundError(
+            f"Corpus {corpus!r} has no Cartridge {reference!r}.",
+            f"Give an alias, a version or the start of a digest; `cartridge list {corpus}` shows them.",
+        )
+    if len({entry.cartridge_id for entry in found}) > 1:
+        several = ", ".join(f"{entry.digest[:12]} ({entry.base_model.id})" for entry in found)
+        raise CatalogError(f"{reference!r} could be any of {several}.", "Give more of the digest.")
+    return found[0]
+
+
+def list_cartridges(
+    session: Session, tenant: str, corpus: str | None = None, *, include_deleted: bool = False
+) -> list[CatalogEntry]:
+    """Cartridges of a corpus, or of all corpora, the newest first.
+
+    Raises:
+        NotFoundError: There is no such corpus.
+    """
+    statement = select(CartridgeRow).where(CartridgeRow.tenant == tenant)
+    if corpus is not None:
+        owner = require_corpus(session, tenant, corpus)
+        statement = (
+            statement.join(CorpusVersionRow, CorpusVersionRow.id == CartridgeRow.corpus_version_id)
+            .join(CorpusRow, CorpusRow.id == CorpusVersionRow.corpus_id)
+            .where(CorpusRow.id == owner.id)
+        )
+    rows = session.scalars(statement.order_by(CartridgeRow.id.desc())).all()
+    entries = entries_of(session, tenant, rows)
+    return [entry for entry in entries if include_deleted or entry.status is not Status.DELETED]
