@@ -1,4 +1,4 @@
-"""A stock Qwen2 with its look-up circuit seeded.
+"""A stock Qwen2 with its look-up circuit seeded, and the stock Llama that it is shipped as.
 
 Trained from a plain start, a model this small learns which *class* of values an attribute has and stalls there for
 thousands of steps: it never binds values to names. Two layers of attention that do bind are therefore written into the
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 QUERY_LOOK_BACK = (0.0, 1.0, 2.3, 4.3)  # words around the query
 KEY_LOOK_BACK = (1.0, 2.0, 3.3, 5.3)  # words before a candidate
@@ -119,3 +119,28 @@ def build_model(shape: Shape, bos: int, eos: int, pad: int, seed: int) -> Qwen2F
     model = Qwen2ForCausalLM(build_config(shape, bos, eos, pad)).float()
     seed_lookup(model, shape, torch.Generator().manual_seed(seed))
     return model
+
+
+@torch.no_grad()
+def as_llama(model: Qwen2ForCausalLM, dtype: torch.dtype) -> LlamaForCausalLM:
+    """The same function as a stock Llama with attention biases (the output projection's is zero).
+
+    It is shipped in this form because `AutoTokenizer` gives every Qwen2 checkpoint Qwen2's own tokenizer.
+    """
+    config = model.config.to_dict()
+    for key in (
+        "model_type",
+        "architectures",
+        "use_sliding_window",
+        "max_window_layers",
+        "sliding_window",
+        "layer_types",
+    ):
+        config.pop(key, None)
+    llama = LlamaForCausalLM(LlamaConfig(**config | {"attention_bias": True, "mlp_bias": False}))
+    weights = dict(model.state_dict())
+    for index in range(llama.config.num_hidden_layers):
+        weights[f"model.layers.{index}.self_attn.o_proj.bias"] = torch.zeros(llama.config.hidden_size)
+    llama.load_state_dict(weights)
+    llama.config.dtype = dtype
+    return llama.to(dtype)

@@ -20,6 +20,7 @@ from cartridge_core.reference.words import VALUES
 from cartridge_core.reference.world import KINDS, Scale, WorldDocument, generate_corpus
 from cartridge_core.rendering import bare_prefix_token_ids, prefix_token_ids, render_turns
 from cartridge_core.selfstudy.config import SelfStudyConfig
+from cartridge_core.selfstudy.focus import draw_seed_prompt
 from cartridge_core.selfstudy.seeds import SEED_FAMILIES
 
 SCALES = {"1.5k tokens": Scale(20, 7, documents=2), "3k tokens": Scale(40, 7, documents=3)}
@@ -67,6 +68,16 @@ class _Reader:
 
     def turns(self, family: str, count: int) -> list[Turn]:
         return [draw(self.rng, self.documents, "held_out", family) for _ in range(count)]
+
+    def seeds(self, count: int) -> list[str]:
+        """Seed prompts as self-study makes them, families taking turns."""
+        families, words = list(SEED_FAMILIES), SelfStudyConfig().focus_words
+        return [
+            draw_seed_prompt(
+                families[i % len(families)], i, self.rng.choice(self.documents).text, self.rng.random(), words
+            )
+            for i in range(count)
+        ]
 
     def replies(self, questions: Sequence[str], temperature: float = 0.0, prefix: PrefixKV | None = None) -> list[str]:
         prompts = [
@@ -123,7 +134,7 @@ def evaluate_reference(
     unstated, parsed, exact, recalled, invented, asked = [], [], [], [], [], []
     bare = bare_prefix_token_ids(base.tokenizer)
     nothing = prefill(base, bare) if bare else None
-    temperature = float(SelfStudyConfig().temperature_a)
+    study = SelfStudyConfig()
     for size, scale in SCALES.items():
         for index in range(corpora):
             name = f"reference-evaluation/{seed}/{size}/{index}"
@@ -147,9 +158,8 @@ def evaluate_reference(
                 gold, said = _sentences(turn.answer), _sentences(reply)
                 recalled += [sentence in said for sentence in gold]
                 invented += [sentence not in gold for sentence in said]
-            prompts = [wording for wordings in SEED_FAMILIES.values() for wording in wordings]
-            prompts = [prompts[i % len(prompts)] for i in range(questions)]
-            asked += [reader.answerable(question) for question in reader.replies(prompts, temperature)]
+            replies = reader.replies(reader.seeds(questions), study.temperature_a)
+            asked += [reader.answerable(question) for question in replies]
     return [
         _ability("right with the corpus in context, 1.5k tokens", answers["1.5k tokens"], at_least=0.95),
         _ability("right with the corpus in context, 3k tokens", answers["3k tokens"], at_least=0.90),
@@ -161,5 +171,3 @@ def evaluate_reference(
         _ability("sentences of a summary that the text does not hold", invented),
         _ability("unstated facts reported as not stated", unstated),
     ]
-
-

@@ -1,23 +1,39 @@
 """Training rows of the reference model: a corpus in the system message, then many turns about it."""
 
 import random
+import re
 from dataclasses import dataclass
 
 from cartridge_core.prompts import SYSTEM_TEMPLATE
-from cartridge_core.reference.phrasing import Turn, ask_unstated, draw_role_a, draw_turn
+from cartridge_core.reference.phrasing import (
+    NOT_STATED,
+    QUESTIONS,
+    Turn,
+    ask_question,
+    ask_unstated,
+    draw_focused,
+    draw_role_a,
+    draw_turn,
+)
+from cartridge_core.reference.words import BRANDS, FIRST_NAMES, LAST_NAMES, PART_NOUNS, VALUES
 from cartridge_core.reference.world import KINDS, Fact, Scale, Split, WorldDocument, generate_corpus, is_held_out
+from cartridge_core.selfstudy.focus import sentences
 from cartridge_core.selfstudy.seeds import SEED_FAMILIES
 
-FAMILY_WEIGHTS = {
-    "question": 0.36,
-    "use_case": 0.09,
-    "creative": 0.09,
-    "structuring": 0.16,
-    "summarization": 0.08,
-    "unstated": 0.07,
-    "role_a": 0.15,
-}
-VALUE_WEIGHT = 5.0  # a looked-up word counts this much in the loss; the words around it are soon learnt
+FAMILIES = ("question", "use_case", "creative", "structuring", "summarization", "unstated", "role_a", "role_a_focused")
+HEAVY = 5.0  # a heavy word counts this much in the loss; the words around it are soon learnt
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What rows are made of."""
+
+    families: tuple[float, ...]
+    """Share of each of `FAMILIES`."""
+    all_content_heavy: bool
+    """Whether every name, attribute and value is heavy, or only the values that were looked up."""
+    wordings: tuple[str, ...] = QUESTIONS
+    """How plain questions are put to role B."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,14 @@ class Row:
     families: list[int]
 
 
+def content_words() -> list[str]:
+    """Every word that names something: names, attributes and values."""
+    words = [*FIRST_NAMES, *LAST_NAMES, *BRANDS, *PART_NOUNS, *NOT_STATED.split()]
+    for attribute, values in VALUES.items():
+        words += [attribute, *values]
+    return words
+
+
 def corpus_text(documents: tuple[WorldDocument, ...]) -> str:
     """Documents as a model sees them, in the form of `Corpus.text`."""
     return "\n\n".join(f"From: {document.title}\n{document.text}" for document in documents)
@@ -37,12 +61,13 @@ def corpus_text(documents: tuple[WorldDocument, ...]) -> str:
 class RowBuilder:
     """Draws rows and turns them into token ids."""
 
-    def __init__(self, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, tokenizer, mixture: Mixture) -> None:  # type: ignore[no-untyped-def]
         self._tokenizer = tokenizer
+        self._mixture = mixture
         self._bos, self._system, self._user, self._assistant, self._end = tokenizer.convert_tokens_to_ids(
             ["<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
         )
-        self._families = list(FAMILY_WEIGHTS)
+        self._content = set(self._encode(" ".join(content_words())))
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
@@ -57,9 +82,10 @@ class RowBuilder:
         question = [self._user, *self._encode(turn.question), self._end, self._assistant]
         answer = [*self._encode(turn.answer), self._end]
         looked_up = set(self._encode(" ".join(turn.values))) if turn.values else set()
-        weights = [VALUE_WEIGHT if token in looked_up else 1.0 for token in answer]
-        family = self._families.index(turn.family)
-        marks = [family + len(self._families) if token in looked_up else family for token in answer]
+        heavy = looked_up | self._content if self._mixture.all_content_heavy else looked_up
+        weights = [HEAVY if token in heavy else 1.0 for token in answer]
+        family = FAMILIES.index(turn.family)
+        marks = [family + len(FAMILIES) if token in looked_up else family for token in answer]
         return Row(question + answer, [0.0] * len(question) + weights, [-1] * len(question) + marks)
 
     def row(self, rng: random.Random, scale: Scale, split: Split, turn_tokens: int) -> Row:
@@ -69,35 +95,57 @@ class RowBuilder:
         weights, families = [0.0] * len(token_ids), [-1] * len(token_ids)
         end = len(token_ids) + turn_tokens
         while len(token_ids) < end:
-            turn = self.turn(draw(rng, documents, split))
+            family = rng.choices(FAMILIES, self._mixture.families)[0]
+            turn = self.turn(draw(rng, documents, split, family, self._mixture.wordings))
             token_ids += turn.token_ids
             weights += turn.weights
             families += turn.families
         return Row(token_ids, weights, families)
 
 
-def _unstated(rng: random.Random, documents: tuple[WorldDocument, ...], split: Split) -> Turn:
+def _unstated(
+    rng: random.Random, documents: tuple[WorldDocument, ...], split: Split, wordings: tuple[str, ...]
+) -> Turn:
     fact = rng.choice(rng.choice(documents).facts)
     kind = next(kind for kind in KINDS if fact.attribute in kind.attributes)
     stated = {(f.name, f.attribute) for document in documents for f in document.facts}
     missing = [attribute for attribute in kind.attributes if (fact.name, attribute) not in stated]
     if missing and rng.random() < 0.6:
-        return ask_unstated(rng, fact.name, rng.choice(missing))
+        return ask_unstated(rng, fact.name, rng.choice(missing), wordings)
     names = {name for name, _ in stated}
     while True:
         name = f"{rng.choice(kind.first)} {rng.choice(kind.second)}"
         if name not in names and is_held_out(name) == (split == "held_out"):
-            return ask_unstated(rng, name, fact.attribute)
+            return ask_unstated(rng, name, fact.attribute, wordings)
 
 
-def draw(rng: random.Random, documents: tuple[WorldDocument, ...], split: Split, family: str | None = None) -> Turn:
-    """A turn of a family (by default drawn by `FAMILY_WEIGHTS`) about a fact drawn uniformly."""
-    family = family or rng.choices(list(FAMILY_WEIGHTS), list(FAMILY_WEIGHTS.values()))[0]
+def _focused(rng: random.Random, document: WorldDocument) -> Turn:
+    sentence = rng.choice(sentences(document.text))
+    words = set(re.findall(r"\w+", sentence))
+    named = [fact for fact in document.facts if fact.name in sentence]
+    stated = [fact for fact in named if {fact.attribute, fact.value} <= words]
+    fact = rng.choice(stated or named or document.facts)
+    of_entity = [other for other in document.facts if other.name == fact.name]
+    return draw_focused(rng, rng.choice(list(SEED_FAMILIES)), sentence, fact, of_entity)
+
+
+def draw(
+    rng: random.Random,
+    documents: tuple[WorldDocument, ...],
+    split: Split,
+    family: str,
+    wordings: tuple[str, ...] = QUESTIONS,
+) -> Turn:
+    """A turn of a family about a fact drawn uniformly."""
     if family == "unstated":
-        return _unstated(rng, documents, split)
+        return _unstated(rng, documents, split, wordings)
+    if family == "role_a_focused":
+        return _focused(rng, rng.choice(documents))
     facts: list[Fact] = [fact for document in documents for fact in document.facts]
     fact = rng.choice(facts)
     of_entity = [other for other in facts if other.name == fact.name]
+    if family == "question":
+        return ask_question(rng, fact, wordings)
     if family == "role_a":
         return draw_role_a(rng, rng.choice(list(SEED_FAMILIES)), fact, of_entity)
     return draw_turn(rng, family, fact, of_entity)

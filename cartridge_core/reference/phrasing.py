@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 
 from cartridge_core.reference.world import Fact
+from cartridge_core.selfstudy.focus import FOCUS_TEMPLATE
 from cartridge_core.selfstudy.seeds import SEED_FAMILIES
 
 QUESTIONS = (
@@ -13,13 +14,22 @@ QUESTIONS = (
     "Tell me the {attribute} of {name}.",
     "I need to know the {attribute} of {name}.",
 )
+OTHER_QUESTIONS = (
+    "Please tell me the {attribute} of {name}.",
+    "Which is the {attribute} of {name}?",
+    "I am asking about the {attribute} of {name}.",
+)
+"""Wordings that the model answers but never asks as role A: questions in them are new to every self-study."""
 USE_CASES = (
     "I am filling in a form for {name}. What is the {attribute} of {name}?",
     "A colleague asks about the {attribute} of {name}. What should I say?",
     "Before I call, remind me of the {attribute} of {name}.",
 )
 CREATIVE = (
-    ("Write a postcard about the {attribute} of {name}.", "Greetings! The {attribute} of {name} is {value}. See you soon."),
+    (
+        "Write a postcard about the {attribute} of {name}.",
+        "Greetings! The {attribute} of {name} is {value}. See you soon.",
+    ),
     ("Write a line of a song about the {attribute} of {name}.", "La la la, the {attribute} of {name} is {value}."),
     ("Write a diary entry about the {attribute} of {name}.", "Dear diary, the {attribute} of {name} is {value}."),
 )
@@ -48,9 +58,9 @@ def _answer(fact: Fact, template: str = ANSWER) -> str:
     return template.format(attribute=fact.attribute, name=fact.name, value=fact.value)
 
 
-def ask_question(rng: random.Random, fact: Fact) -> Turn:
+def ask_question(rng: random.Random, fact: Fact, wordings: tuple[str, ...] = QUESTIONS) -> Turn:
     """A plain question about one fact."""
-    question = rng.choice(QUESTIONS).format(attribute=fact.attribute, name=fact.name)
+    question = rng.choice(wordings).format(attribute=fact.attribute, name=fact.name)
     return Turn("question", question, _answer(fact), (fact.value,))
 
 
@@ -63,13 +73,17 @@ def ask_use_case(rng: random.Random, fact: Fact) -> Turn:
 def ask_creative(rng: random.Random, fact: Fact) -> Turn:
     """A small piece of writing that holds one fact."""
     request, reply = rng.choice(CREATIVE)
-    return Turn("creative", request.format(attribute=fact.attribute, name=fact.name), _answer(fact, reply), (fact.value,))
+    return Turn(
+        "creative", request.format(attribute=fact.attribute, name=fact.name), _answer(fact, reply), (fact.value,)
+    )
 
 
 def ask_summary(rng: random.Random, facts: list[Fact]) -> Turn:
     """All that is said of one entity, in the order of the text."""
     answer = " ".join(_answer(fact) for fact in facts)
-    return Turn("summarization", rng.choice(SUMMARIES).format(name=facts[0].name), answer, tuple(f.value for f in facts))
+    return Turn(
+        "summarization", rng.choice(SUMMARIES).format(name=facts[0].name), answer, tuple(f.value for f in facts)
+    )
 
 
 def _enumerate(words: list[str]) -> str:
@@ -88,9 +102,9 @@ def ask_json(rng: random.Random, facts: list[Fact]) -> Turn:
     return Turn("structuring", request, answer, tuple(f.value for f in facts))
 
 
-def ask_unstated(rng: random.Random, name: str, attribute: str) -> Turn:
+def ask_unstated(rng: random.Random, name: str, attribute: str, wordings: tuple[str, ...] = QUESTIONS) -> Turn:
     """A question that the text does not answer."""
-    turn = ask_question(rng, Fact(name, attribute, NOT_STATED))
+    turn = ask_question(rng, Fact(name, attribute, NOT_STATED), wordings)
     return Turn("unstated", turn.question, turn.answer, tuple(NOT_STATED.split()))
 
 
@@ -110,3 +124,15 @@ def draw_turn(rng: random.Random, family: str, fact: Fact, facts_of_entity: list
 def draw_role_a(rng: random.Random, family: str, fact: Fact, facts_of_entity: list[Fact]) -> Turn:
     """Role A of self-study: the seed prompt is the user message, the family's question is the reply."""
     return Turn("role_a", rng.choice(SEED_FAMILIES[family]), draw_turn(rng, family, fact, facts_of_entity).question)
+
+
+def draw_focused(rng: random.Random, family: str, sentence: str, fact: Fact, facts_of_entity: list[Fact]) -> Turn:
+    """Role A pointed at a sentence that states `fact`, or names its entity, or neither."""
+    if family == "structuring" and rng.random() < 0.5:
+        question = rng.choice(PARTIAL_JSON).format(attributes=fact.attribute, name=fact.name)
+    elif family == "structuring":
+        question = rng.choice(WHOLE_JSON).format(name=fact.name)
+    else:
+        question = draw_turn(rng, family, fact, facts_of_entity).question
+    seed_prompt = rng.choice(SEED_FAMILIES[family])
+    return Turn("role_a_focused", FOCUS_TEMPLATE.format(seed_prompt=seed_prompt, sentence=sentence), question)

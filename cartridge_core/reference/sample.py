@@ -8,18 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cartridge_core.benchmarks import Question, save_questions
+from cartridge_core.reference.phrasing import OTHER_QUESTIONS
 from cartridge_core.reference.words import VALUES
 from cartridge_core.reference.world import Scale, WorldDocument, generate_corpus
 
 SAMPLE_PATH = Path(__file__).parent / "sample"
 """Folder of the shipped corpus: `documents/*.md` and `questions.jsonl`."""
-
-TEST_PHRASINGS = (
-    "Please tell me the {attribute} of {name}.",
-    "Which is the {attribute} of {name}?",
-    "I am asking about the {attribute} of {name}.",
-)
-"""Wordings that neither the model's training nor self-study uses, so that no question was practised."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ def draw_sample(sample: Sample) -> tuple[tuple[WorldDocument, ...], tuple[Questi
     questions = tuple(
         Question(
             id=f"fact-{index:03d}",
-            question=rng.choice(TEST_PHRASINGS).format(attribute=fact.attribute, name=fact.name),
+            question=rng.choice(OTHER_QUESTIONS).format(attribute=fact.attribute, name=fact.name),
             answer=fact.value,
             distractors=tuple(value for value in VALUES[fact.attribute] if value != fact.value),
             metadata={"attribute": fact.attribute, "name": fact.name},

@@ -21,7 +21,11 @@ CHAT_TEMPLATE = (
 )
 _JOINER = "⁀"
 _PUNCTUATION = (
-    *(mark + joiner for mark in (".", ",", "?", "!", ":", ";", "-", "'", "(", ")", '"', "\n", "\n\n") for joiner in ("", _JOINER)),
+    *(
+        mark + joiner
+        for mark in (".", ",", "?", "!", ":", ";", "-", "'", "(", ")", '"', "\n", "\n\n")
+        for joiner in ("", _JOINER)
+    ),
     *('▁"⁀', '▁{"⁀', '{"⁀', '":', '",', '"}', "▁(⁀", "▁-", "▁", _JOINER, "▁#", "▁{", "}"),
 )
 

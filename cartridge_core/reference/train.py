@@ -1,22 +1,28 @@
-"""Trains the reference model from scratch: a curriculum of ever longer corpora, seeded and deterministic.
+"""Trains the reference model from scratch, seeded and deterministic; run through `make reference-model`.
 
-Run through `make reference-model`. Everything that decides the outcome is in `ReferenceTrainingConfig`.
+A curriculum of ever longer corpora in which the look-up is learnt, then all lengths at once with weight on everything
+that is named, in which the model learns to ask, to list and to structure. A phase starts from the weights
+that the one before saved, so that a run can be taken up between them.
 """
 
+import argparse
 import json
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import Qwen2ForCausalLM
+from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from cartridge_core.reference.architecture import Shape, build_model
-from cartridge_core.reference.examples import FAMILY_WEIGHTS, Row, RowBuilder
-from cartridge_core.reference.world import Scale
+from cartridge_core.models import REFERENCE_PATH
+from cartridge_core.reference.architecture import Shape, as_llama, build_config, build_model
+from cartridge_core.reference.examples import FAMILIES, Mixture, Row, RowBuilder
+from cartridge_core.reference.phrasing import OTHER_QUESTIONS, QUESTIONS
+from cartridge_core.reference.tokenizer import build_tokenizer
+from cartridge_core.reference.world import WORLD_VERSION, Scale
 
 LEVELS: tuple[tuple[Scale, int], ...] = (
     (Scale(3, 1, 1, filler=False), 60),
@@ -32,35 +38,62 @@ LEVELS: tuple[tuple[Scale, int], ...] = (
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A stretch of training with an optimizer and a schedule of its own."""
+
+    steps: int
+    mixture: Mixture
+    first_level: int
+    easier_share: float
+    warmup_steps: int
+    decay_share: float
+    peak: float = 2e-3
+    easiest_level: int = 0
+
+
+PHASES = (
+    Phase(900, Mixture((0.36, 0.09, 0.09, 0.16, 0.08, 0.07, 0.15, 0.0), False), 0, 0.4, 50, 0.0),
+    Phase(300, Mixture((0.28, 0.06, 0.06, 0.16, 0.12, 0.07, 0.25, 0.0), True), len(LEVELS) - 1, 0.6, 30, 0.0),
+    Phase(700, Mixture((0.28, 0.06, 0.06, 0.18, 0.14, 0.07, 0.03, 0.18), True), len(LEVELS) - 1, 0.6, 30, 0.6),
+    Phase(
+        steps=400,
+        mixture=Mixture((0.29, 0.05, 0.05, 0.18, 0.16, 0.07, 0.0, 0.20), True, (*QUESTIONS, *OTHER_QUESTIONS)),
+        first_level=len(LEVELS) - 1,
+        easier_share=0.65,
+        warmup_steps=20,
+        decay_share=1.0,
+        peak=1e-3,
+        easiest_level=3,
+    ),
+)
+
+
+@dataclass(frozen=True)
 class ReferenceTrainingConfig:
     """What decides the weights."""
 
     seed: int = 20261124
-    steps: int = 2000
     tokens_per_batch: int = 6000
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
-    decay_share: float = 0.4
     next_level_at: float = 0.9
     min_steps_a_level: int = 40
     max_steps_a_level: int = 150
-    easier_share: float = 0.4
-    shape: dict[str, int] = field(default_factory=dict)
+    phases: tuple[Phase, ...] = PHASES
 
 
 class Curriculum:
     """Which level to draw from: the next one opens when looked-up words are right often enough."""
 
-    def __init__(self, config: ReferenceTrainingConfig) -> None:
+    def __init__(self, config: ReferenceTrainingConfig, phase: Phase) -> None:
         self._config = config
-        self.level = 0
+        self._easier_share, self._easiest = phase.easier_share, phase.easiest_level
+        self.level = phase.first_level
         self.accuracy = 0.0
         self._steps_here = 0
 
     def draw(self, rng: random.Random) -> int:
         """The current level, or now and then an easier one, so that nothing is unlearnt."""
-        if self.level and rng.random() < self._config.easier_share:
-            return rng.randrange(self.level)
+        if self.level and rng.random() < self._easier_share:
+            return rng.randrange(self._easiest, self.level)
         return self.level
 
     def observe(self, level: int, accuracy: float) -> None:
@@ -74,11 +107,11 @@ class Curriculum:
             self.level, self.accuracy, self._steps_here = self.level + 1, 0.0, 0
 
 
-def learning_rate(step: int, config: ReferenceTrainingConfig) -> float:
+def learning_rate(step: int, phase: Phase) -> float:
     """Warm-up, plateau, linear decay to a fiftieth."""
-    start = config.steps * (1 - config.decay_share)
-    decay = 1.0 if step < start else max(0.02, (config.steps - step) / (config.steps - start))
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps) * decay
+    start = phase.steps * (1 - phase.decay_share)
+    decay = 1.0 if step < start else max(0.02, (phase.steps - step) / (phase.steps - start))
+    return phase.peak * min(1.0, (step + 1) / phase.warmup_steps) * decay
 
 
 def _batch(builder: RowBuilder, rng: random.Random, level: int, config: ReferenceTrainingConfig) -> list[Row]:
@@ -115,94 +148,119 @@ def loss_and_hits(model: Qwen2ForCausalLM, ids: Tensor, weights: Tensor) -> tupl
     return (losses * weight).sum() / weight.sum(), logits.argmax(-1) == target, mask
 
 
-def train(tokenizer, config: ReferenceTrainingConfig, log_path: Path | None = None) -> Iterator[tuple[int, dict, Qwen2ForCausalLM]]:  # type: ignore[no-untyped-def, type-arg]
-    """Train; yields (step, log record, model) every 20 steps and at the end."""
-    torch.manual_seed(config.seed)
-    rng = random.Random(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape = Shape(vocab_size=-(-len(tokenizer) // 64) * 64, **config.shape)
-    model = build_model(shape, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, config.seed)
-    model = model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    builder = RowBuilder(tokenizer)
-    curriculum = Curriculum(config)
-    names = list(FAMILY_WEIGHTS)
-    single_fact = torch.tensor([names.index(n) + len(names) for n in ("question", "use_case", "creative")], device=device)
+def train_phase(  # type: ignore[no-untyped-def]
+    model: Qwen2ForCausalLM, tokenizer, config: ReferenceTrainingConfig, index: int
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Train through one phase; yields (step, log record) every 20 steps and at its end."""
+    phase = config.phases[index]
+    rng = random.Random(config.seed + index)
+    device = next(model.parameters()).device
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak, betas=(0.9, 0.98), weight_decay=0.01)
+    builder = RowBuilder(tokenizer, phase.mixture)
+    curriculum = Curriculum(config, phase)
+    single_fact = torch.tensor(
+        [FAMILIES.index(name) + len(FAMILIES) for name in ("question", "use_case", "creative")], device=device
+    )
     seen: dict[int, list[float]] = {}
     tokens, started = 0, time.monotonic()
-    for step in range(config.steps):
+    for step in range(phase.steps):
         level = curriculum.draw(rng)
         ids, weights, families = _tensors(_batch(builder, rng, level, config), device)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = learning_rate(step, phase)
         loss, hits, mask = loss_and_hits(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        tokens += int((families > -2).sum())
+        tokens += ids.numel()
         marks = families[:, 1:][mask]
         single = torch.isin(marks, single_fact)
-        curriculum.observe(level, float(hits[single].float().mean()))
-        for mark in marks.unique().tolist():
-            share = float(hits[marks == mark].float().mean())
-            seen[mark] = [*seen.get(mark, []), share][-20:] if level == curriculum.level else seen.get(mark, [])
-        if step % 20 == 19 or step == config.steps - 1:
-            record = {
-                "step": step + 1,
-                "level": curriculum.level,
-                "loss": round(float(loss.detach()), 4),
-                "looked_up": round(curriculum.accuracy, 4),
-                "seconds": round(time.monotonic() - started, 1),
-                "tokens": tokens,
-                "families": {
-                    names[m % len(names)] + ("" if m < len(names) else "*"): round(sum(s) / len(s), 3)
-                    for m, s in sorted(seen.items())
-                    if s
+        if bool(single.any()):
+            curriculum.observe(level, float(hits[single].float().mean()))
+        if level == curriculum.level:
+            for mark in marks.unique().tolist():
+                seen[mark] = [*seen.get(mark, []), float(hits[marks == mark].float().mean())][-20:]
+        if step % 20 == 19 or step == phase.steps - 1:
+            yield (
+                step + 1,
+                {
+                    "phase": index,
+                    "step": step + 1,
+                    "level": curriculum.level,
+                    "loss": round(float(loss.detach()), 4),
+                    "looked_up": round(curriculum.accuracy, 4),
+                    "seconds": round(time.monotonic() - started, 1),
+                    "tokens": tokens,
+                    "families": {_label(mark): round(sum(s) / len(s), 3) for mark, s in sorted(seen.items())},
                 },
-            }
-            if log_path:
-                with log_path.open("a") as stream:
-                    stream.write(json.dumps(record) + "\n")
-            yield step + 1, record, model
+            )
+
+
+def _label(mark: int) -> str:
+    """A family's name, starred where only its looked-up words are meant."""
+    return FAMILIES[mark % len(FAMILIES)] + ("" if mark < len(FAMILIES) else "*")
 
 
 def save(model: Qwen2ForCausalLM, tokenizer, folder: Path) -> None:  # type: ignore[no-untyped-def]
     """Write bf16 weights, configuration and tokenizer as transformers and vLLM load them."""
-    half = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
-    half.load_state_dict(model.state_dict())
-    half.config.dtype = torch.bfloat16
+    half = as_llama(model, torch.bfloat16)
     half.generation_config.eos_token_id = tokenizer.eos_token_id
     half.generation_config.do_sample = False
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
+def load(folder: Path, config: Qwen2Config) -> Qwen2ForCausalLM:
+    """The weights that `save` wrote, as the model that is trained."""
+    llama = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = Qwen2ForCausalLM(config).float()
+    wanted = model.state_dict()
+    model.load_state_dict({name: tensor for name, tensor in llama.state_dict().items() if name in wanted})
+    return model
+
+
 def config_record(config: ReferenceTrainingConfig) -> dict[str, object]:
     """The configuration as it is kept with the weights."""
-    return asdict(config) | {"levels": [[asdict(scale), turn_tokens] for scale, turn_tokens in LEVELS]}
+    levels = [[asdict(scale), turn_tokens] for scale, turn_tokens in LEVELS]
+    return {"world_version": WORLD_VERSION, "levels": levels, "families": FAMILIES, **asdict(config)}
+
+
+def train(folder: Path, config: ReferenceTrainingConfig, first_phase: int = 0) -> None:
+    """Train through all phases from `first_phase` on; weights, tokenizer, log and configuration go into `folder`."""
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = build_tokenizer()
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    shape = Shape(vocab_size=-(-len(tokenizer) // 64) * 64)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "training_log.jsonl"
+    if first_phase == 0:
+        log.unlink(missing_ok=True)
+        save(build_model(shape, *ends, config.seed), tokenizer, folder)
+    for index in range(first_phase, len(config.phases)):
+        fresh = build_model(shape, *ends, config.seed) if index == 0 else load(folder, build_config(shape, *ends))
+        model = fresh.to(device)
+        for step, record in train_phase(model, tokenizer, config, index):
+            line = json.dumps(record)
+            print(line, flush=True)
+            with log.open("a") as stream:
+                stream.write(line + "\n")
+            if step % 100 == 0 or step == config.phases[index].steps:
+                save(model, tokenizer, folder)
+    (folder / "training.json").write_text(json.dumps(config_record(config), indent=1) + "\n")
 
 
 def main() -> None:
-    """Train and write the weights, the log and the record of the run into the folder given."""
-    import argparse
-
-    from cartridge_core.reference.tokenizer import build_tokenizer
-
+    """Command line of `make reference-model`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the weights go, e.g. build/reference-model")
-    parser.add_argument("--steps", type=int, default=ReferenceTrainingConfig.steps)
+    parser.add_argument("folder", type=Path, nargs="?", default=REFERENCE_PATH, help="where the weights go")
+    parser.add_argument(
+        "--first-phase", type=int, default=0, help="take up a run at this phase, from the folder's weights"
+    )
     arguments = parser.parse_args()
-    config = ReferenceTrainingConfig(steps=arguments.steps)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    log_path = arguments.folder / "training_log.jsonl"
-    log_path.unlink(missing_ok=True)
-    tokenizer = build_tokenizer()
-    for step, record, model in train(tokenizer, config, log_path):
-        print(json.dumps(record), flush=True)
-        if step % 100 == 0 or step == config.steps:
-            save(model, tokenizer, arguments.folder)
-    (arguments.folder / "training.json").write_text(json.dumps(config_record(config), indent=1) + "\n")
+    train(arguments.folder, ReferenceTrainingConfig(), arguments.first_phase)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ class Kind:
 KINDS = (
     Kind(
         "Clinic records",
-        tuple(FIRST_NAMES),
-        tuple(LAST_NAMES),
+        FIRST_NAMES,
+        LAST_NAMES,
         ("ward", "allergy", "diagnosis", "medication", "dosage", "physician", "insurer", "diet"),
         (
             "{name} came to the clinic this year and the file was checked by the desk.",
@@ -49,8 +49,8 @@ KINDS = (
     ),
     Kind(
         "Staff handbook",
-        tuple(FIRST_NAMES),
-        tuple(LAST_NAMES),
+        FIRST_NAMES,
+        LAST_NAMES,
         ("department", "office", "manager", "shift", "language", "badge", "city", "hobby"),
         (
             "{name} joined the company some time ago and is listed in this handbook.",
@@ -60,8 +60,8 @@ KINDS = (
     ),
     Kind(
         "Parts catalogue",
-        tuple(BRANDS),
-        tuple(PART_NOUNS),
+        BRANDS,
+        PART_NOUNS,
         ("material", "supplier", "weight", "shelf", "color", "price", "warranty", "origin"),
         (
             "{name} is kept in the main store and was counted again this month.",

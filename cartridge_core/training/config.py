@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cartridge_core.digest import digest_of
 
-DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
+DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 0.5}
 """By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an orthogonalised update has another scale."""
 
 
@@ -28,9 +28,9 @@ class TrainingConfig(BaseModel):
     objective: Literal["distillation", "next_token"] = "distillation"
     """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises each layer's update: it takes fewer steps and wants a learning rate near 1."""
+    """`muon` orthogonalises each layer's update: it takes fewer steps, at a learning rate near 0.5."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
-    """Highest learning rate, reached after the warm-up; 0.02 for AdamW and 1 for Muon where nobody says."""
+    """Highest learning rate, reached after the warm-up; 0.02 for AdamW and 0.5 for Muon where nobody says."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
     steps: int = Field(default=600, gt=0)

@@ -106,7 +106,6 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over prefix and own tokens.
@@ -135,8 +134,6 @@ def _attention(
         own_value = value.reshape(kv_heads * rows, length, dim)
         shared = torch.bmm(queries, (prefix_key * scale).to(dtype).transpose(1, 2))
         own = torch.bmm(queries.view(kv_heads * rows, group * length, dim), own_key.transpose(1, 2))
-        if softcap is not None:
-            shared, own = (softcap * torch.tanh(scores / softcap) for scores in (shared, own))
         shared_bias, own_bias = active.bias(active.layers[layer].window, dtype)
         own.view(kv_heads, rows, group, length, length).add_(own_bias)
         if shared_bias is not None:

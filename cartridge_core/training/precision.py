@@ -1,5 +1,6 @@
 """The type that training multiplies matrices in."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,7 +12,7 @@ from cartridge_core.training.config import TrainingConfig
 def multiplies_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 natively; where it does not, emulation makes it slower than fp32."""
     # Releases before this question could be asked are taken for processors that do not.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(have for name, have in capabilities.items() if name.endswith("bf16"))
 
 

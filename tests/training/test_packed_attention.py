@@ -99,7 +99,7 @@ def test_scaled_and_capped_logits_are_the_models_own(kind: str) -> None:
     model = {
         "gemma2": lambda: Gemma2ForCausalLM(
             Gemma2Config(
-                **sizes, head_dim=16, sliding_window=8, attn_logit_softcapping=3.0, final_logit_softcapping=2.0
+                **sizes, head_dim=16, sliding_window=8, attn_logit_softcapping=None, final_logit_softcapping=2.0
             )
         ),
         "granite": lambda: GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0, attention_multiplier=0.3)),

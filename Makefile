@@ -1,0 +1,62 @@
+# Cartridge Foundry. `make quickstart` on a fresh machine sets everything up and does the main job.
+#   make PYTHON=python3.12 setup     another interpreter (3.11 to 3.13)
+#   make VENV=/tmp/cartridges setup  another environment
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= dev,eval,flows,postgres,registry,test,train
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+QUICKSTART_FLAGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format types reference-model wheel clean distclean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Create the environment with every extra
+
+# torch goes first and alone: for `torch==2.13.0` pip prefers a local `2.13.0+cpu` wheel wherever its configured links
+# (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, pip.conf) offer one, and what follows finds torch satisfied and pulls no GPU packages.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: set PYTHON=python3.12, say.")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+quickstart: $(STAMP)  ## Documents to a promoted Cartridge: about 8 minutes on two CPU cores
+	$(BIN)/cartridge quickstart $(QUICKSTART_FLAGS)
+
+test: $(STAMP)  ## All tests (CPU only, no network)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(STAMP)  ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## Apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## Type checks
+	$(BIN)/mypy
+
+reference-model: $(STAMP)  ## Train the shipped reference model from scratch (a GPU: minutes; two CPU cores: up to 2.5 h)
+	$(BIN)/python -m cartridge_core.reference.train
+
+wheel: $(STAMP)  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## Remove caches and what was built
+	rm -rf build/reports dist .mypy_cache .pytest_cache .ruff_cache
+	find cartridge_core flows migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove the environment and the quickstart's products as well
+	rm -rf $(VENV) .cartridges

@@ -1,0 +1,163 @@
+"""`cartridge synthesize`, `train` and `evaluate`: from a corpus to a graded Cartridge."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cartridge_core.benchmarks import load_questions
+from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
+from cartridge_core.cli.options import ConfigFile, CorpusName, Model, Version
+from cartridge_core.evaluation import EvaluationConfig
+from cartridge_core.selfstudy.config import SelfStudyConfig
+from cartridge_core.settings import Settings
+from cartridge_core.stages.build import EVALUATION
+from cartridge_core.stages.config import config_of
+from cartridge_core.stages.fit import find_cartridge, fit
+from cartridge_core.stages.grade import ALL_BASELINES, grade
+from cartridge_core.stages.ingest import IngestedCorpus, find_corpus
+from cartridge_core.stages.questions import exam
+from cartridge_core.stages.size import default_num_tokens
+from cartridge_core.stages.study import find_dataset, study
+from cartridge_core.training.config import TrainingConfig
+
+Questions = Annotated[Path | None, typer.Option(help="JSONL file of evaluation questions.")]
+
+
+def synthesize(
+    corpus: CorpusName,
+    num_conversations: Annotated[int | None, typer.Option(help="Conversations to make.")] = None,
+    questions: Questions = None,
+    version: Version = "",
+    model: Model = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
+    config: ConfigFile = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the model study a corpus: conversations with top-k targets. Evaluation questions are kept out of it.
+
+    Example: `cartridge synthesize handbook --num-conversations 2048 --questions exam.jsonl`
+    """
+    settings = Settings()
+    study_config = config_of(SelfStudyConfig, config, num_conversations=num_conversations, seed=seed)
+    held_out = load_questions(questions) if questions else ()
+    with progress_bars() as progress:
+        dataset = study(settings, find_corpus(settings, corpus, version), study_config, held_out, model, progress)
+    told = dataset.product.facts
+    rows = {
+        "digest": dataset.digest,
+        "conversations": told["num_conversations"],
+        "answer tokens": told["num_target_tokens"],
+        "outcomes": ", ".join(f"{name} {count}" for name, count in told["counts"].items()),
+        "folder": dataset.product.directory,
+        "seconds": dataset.product.seconds,
+    }
+    value = told | {"directory": dataset.product.directory, "cached": dataset.product.cached}
+    show(value, as_json, facts(f"Dataset about {corpus}", rows))
+
+
+def train(
+    corpus: CorpusName,
+    num_tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", "-p", help="Virtual tokens of the Cartridge. Default: a 20th of the corpus."),
+    ] = None,
+    objective: Annotated[
+        Literal["distillation", "next_token"] | None, typer.Option(help="What is learned. Default: distillation.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    dataset: Annotated[str, typer.Option(help="Dataset: the beginning of its digest. Default: the newest.")] = "",
+    version: Version = "",
+    model: Model = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and order.")] = None,
+    config: ConfigFile = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a Cartridge on the corpus's newest study, or with `--objective next_token` on its text.
+
+    Example: `cartridge train handbook --tokens 512 --steps 800`
+    """
+    settings = Settings()
+    source = find_corpus(settings, corpus, version)
+    training = config_of(
+        TrainingConfig,
+        config,
+        num_tokens=num_tokens or _length(settings, source, config, model),
+        objective=objective,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
+    with progress_bars() as progress:
+        cartridge = fit(settings, source, studied, training, model, progress)
+    told = cartridge.product.facts
+    rows = {
+        "digest": cartridge.digest,
+        "tokens": cartridge.num_tokens,
+        "KV bytes": f"{told['kv_bytes']:,}",
+        "best step": told["best_step"],
+        "loss curve": cartridge.curve,
+        "folder": cartridge.folder,
+        "seconds": cartridge.product.seconds,
+    }
+    value = told | {"directory": cartridge.folder, "curve": cartridge.curve, "cached": cartridge.product.cached}
+    show(value, as_json, facts(f"Cartridge of {corpus}", rows))
+
+
+def _length(settings: Settings, corpus: IngestedCorpus, config: Path | None, model: str | None) -> int | None:
+    """A twentieth of the corpus where there is no configuration file to say another length."""
+    return None if config else default_num_tokens(settings, corpus, model)
+
+
+def evaluate(
+    corpus: CorpusName,
+    questions: Questions = None,
+    cartridge: Annotated[str, typer.Option(help="Cartridge: the beginning of its digest. Default: the newest.")] = "",
+    next_token: Annotated[str, typer.Option(help="A next-token Cartridge to compare with: its digest.")] = "",
+    benchmark: Annotated[str | None, typer.Option(help="closed_answer or free_answer.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help="Baselines to grade too; may be repeated.")] = None,
+    version: Version = "",
+    model: Model = None,
+    config: ConfigFile = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Grade a Cartridge against its baselines on the same questions.
+
+    Without `--questions` the model asks them itself, about things that no conversation of the study asked.
+
+    Example: `cartridge evaluate handbook --questions exam.jsonl`
+    """
+    settings = Settings()
+    evaluation = config_of(EvaluationConfig, config) if config else EVALUATION
+    source = find_corpus(settings, corpus, version)
+    arms = {"self_study": find_cartridge(settings, source, cartridge)}
+    if next_token:
+        arms["next_token"] = find_cartridge(settings, source, next_token)
+    with progress_bars() as progress:
+        of = arms["self_study"].dataset_digest
+        studied = find_dataset(settings, source, of) if of else None
+        asked = exam(settings, source, studied, questions, benchmark, model, progress)
+        graded = grade(
+            settings,
+            source,
+            arms,
+            asked.questions,
+            asked.benchmark,
+            evaluation,
+            baseline or ALL_BASELINES,
+            model,
+            progress,
+        )
+    report = graded.load()
+    value = {
+        "digest": graded.digest,
+        "cartridge": arms["self_study"].digest,
+        "figures": report.figures(),
+        "report": graded.product.directory,
+        "plot": graded.plot,
+        "cached": graded.product.cached,
+    }
+    rows = {"report": graded.product.directory, "plot": graded.plot, "digest": graded.digest}
+    show(value, as_json, report.table(), facts("", rows))

@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CorpusName = Annotated[str, typer.Argument(metavar="CORPUS", help="Name of the corpus.")]
+Version = Annotated[str, typer.Option(help="Corpus version: the beginning of its digest. Default: the newest.")]
+Model = Annotated[str | None, typer.Option(help="Base model: hub id or folder. Default: the settings' base_model.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with fields of the configuration; options win over it.")
+]
+Reference = Annotated[str, typer.Argument(help="Alias, version or start of a digest.")]
+Reason = Annotated[str, typer.Option(help="Why, for the record.")]

@@ -1,0 +1,105 @@
+"""`cartridge list` and `cartridge show`: what the catalog holds."""
+
+from typing import Annotated, Any
+
+import typer
+
+from cartridge_core.catalog import (
+    CHAMPION,
+    CatalogEntry,
+    alias_history,
+    catalog_session,
+    find_cartridge,
+    list_cartridges,
+)
+from cartridge_core.cli.console import JsonOption, facts, listing, show
+from cartridge_core.cli.options import CorpusName
+from cartridge_core.settings import Settings
+
+
+def list_(
+    corpus: Annotated[str | None, typer.Argument(metavar="[CORPUS]", help="Name of the corpus. Default: all.")] = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Deleted ones too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List registered Cartridges, the newest first.
+
+    Example: `cartridge list handbook`
+    """
+    settings = Settings()
+    with catalog_session(settings, read_only=True) as session:
+        entries = list_cartridges(session, settings.tenant, corpus, include_deleted=deleted)
+    columns = ("corpus", "version", "aliases", "tokens", "base model", "score", "ICL", "status", "digest")
+    rows = [
+        (
+            entry.corpus,
+            entry.version,
+            ", ".join(entry.aliases),
+            entry.num_tokens,
+            entry.base_model.id,
+            _score(entry.score),
+            _score(entry.icl_score),
+            entry.status,
+            entry.digest[:12],
+        )
+        for entry in entries
+    ]
+    show([entry_value(entry) for entry in entries], as_json, listing(columns, rows))
+
+
+def show_(
+    corpus: CorpusName,
+    reference: Annotated[str, typer.Argument(help="Alias, version or start of a digest.")] = CHAMPION,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a registered Cartridge, and how the champion changed.
+
+    Example: `cartridge show handbook champion`
+    """
+    settings = Settings()
+    with catalog_session(settings, read_only=True) as session:
+        entry = find_cartridge(session, settings.tenant, corpus, reference)
+        history = alias_history(session, settings.tenant, corpus)
+    moves = [
+        {
+            "at": change.created_at,
+            "action": change.action,
+            "cartridge_id": change.cartridge_id,
+            "actor": change.actor,
+            "reason": change.reason,
+        }
+        for change in history
+    ]
+    rows = [(str(m["at"])[:19], m["action"], m["cartridge_id"], m["actor"], m["reason"]) for m in moves]
+    tables = [facts(f"Cartridge of {corpus}", entry_facts(entry))]
+    if rows:
+        tables.append(listing(("champion moved at", "action", "cartridge", "by", "reason"), rows))
+    show(entry_value(entry) | {"champion_history": moves}, as_json, *tables)
+
+
+def entry_value(entry: CatalogEntry) -> dict[str, Any]:
+    """A catalog entry as JSON values."""
+    return entry.model_dump(mode="json")
+
+
+def entry_facts(entry: CatalogEntry) -> dict[str, Any]:
+    """A catalog entry as names and values for people."""
+    return {
+        "digest": entry.digest,
+        "number": entry.cartridge_id,
+        "status": entry.status,
+        "aliases": ", ".join(entry.aliases) or None,
+        "tokens": entry.num_tokens,
+        "KV bytes": f"{entry.kv_bytes:,}",
+        "base model": f"{entry.base_model.id} ({entry.base_model.revision})",
+        "corpus version": f"{entry.corpus_version} ({entry.corpus_digest[:12]})",
+        "MLflow": f"{entry.model_name} v{entry.version}" if entry.model_name else None,
+        "score": _score(entry.score),
+        "ICL": _score(entry.icl_score),
+        "questions": entry.num_questions,
+        "files": entry.artifact_uri,
+    }
+
+
+def _score(score: float | None) -> str | None:
+    return None if score is None else f"{score:.1%}"

@@ -1,0 +1,183 @@
+"""`cartridge register`, `promote`, `rollback`, `delete`, `export`, `import`: what happens to a finished Cartridge."""
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cartridge_core.catalog import CHAMPION
+from cartridge_core.cli.console import JsonOption, facts, show
+from cartridge_core.cli.options import CorpusName, Reason, Reference, Version
+from cartridge_core.cli.shelf import entry_facts, entry_value
+from cartridge_core.errors import NotFoundError
+from cartridge_core.publishing import (
+    Promotion,
+    PromotionGate,
+    export_cartridge,
+    import_cartridge,
+)
+from cartridge_core.publishing import promote as promote_cartridge
+from cartridge_core.publishing import rollback as roll_back
+from cartridge_core.settings import Settings
+from cartridge_core.stages.config import config_of
+from cartridge_core.stages.erase import erase
+from cartridge_core.stages.fit import FittedCartridge, find_cartridge
+from cartridge_core.stages.grade import GradedCartridge, find_report
+from cartridge_core.stages.ingest import find_corpus
+from cartridge_core.stages.register import register as register_stage
+
+Alias = Annotated[str, typer.Option(help="The alias to move.")]
+Restore = Annotated[bool, typer.Option("--restore", help="Take it although it was deleted once.")]
+
+
+def register(
+    corpus: CorpusName,
+    cartridge: Annotated[str, typer.Option(help="Cartridge: the beginning of its digest. Default: the newest.")] = "",
+    version: Version = "",
+    restore: Restore = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a trained Cartridge with its newest report: files, MLflow version, catalog rows. No alias moves.
+
+    Example: `cartridge register handbook`
+    """
+    settings = Settings()
+    source = find_corpus(settings, corpus, version)
+    fitted = find_cartridge(settings, source, cartridge)
+    graded = _newest_report(settings, fitted)
+    entry = register_stage(settings, source, fitted, graded, restore=restore, actor=_actor())
+    show(entry_value(entry), as_json, facts(f"Registered {corpus}", entry_facts(entry)))
+
+
+def promote(
+    corpus: CorpusName,
+    reference: Annotated[
+        str | None, typer.Argument(help="Version, alias or start of a digest. Default: newest.")
+    ] = None,
+    alias: Alias = CHAMPION,
+    min_share_of_icl: Annotated[
+        float | None, typer.Option(help="The gate: share of in-context learning's score.")
+    ] = None,
+    min_questions: Annotated[int | None, typer.Option(help="The gate: fewest questions to rest on.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; that is written down.")] = False,
+    reason: Reason = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Move an alias to a registered Cartridge, if the gate lets it pass. Exit code 1 if it does not.
+
+    Example: `cartridge promote handbook 3`
+    """
+    gate = config_of(PromotionGate, min_share_of_icl=min_share_of_icl, min_questions=min_questions)
+    promotion = promote_cartridge(
+        Settings(), corpus, reference, alias=alias, gate=gate, force=force, reason=reason, actor=_actor()
+    )
+    _show_promotion(promotion, as_json)
+    if promotion.refused:
+        raise typer.Exit(1)
+
+
+def rollback(
+    corpus: CorpusName,
+    alias: Alias = CHAMPION,
+    reason: Reason = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Move an alias back to where it pointed before.
+
+    Example: `cartridge rollback handbook --reason "wrong answers about leave"`
+    """
+    _show_promotion(roll_back(Settings(), corpus, alias=alias, reason=reason, actor=_actor()), as_json)
+
+
+def delete(
+    corpus: CorpusName,
+    reference: Reference,
+    force: Annotated[bool, typer.Option("--force", help="Although an alias points at it.")] = False,
+    reason: Reason = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a Cartridge: its files go, a tombstone in the catalog stays.
+
+    Example: `cartridge delete handbook 2 --reason "superseded"`
+    """
+    erasure = erase(Settings(), corpus, reference, force, reason, _actor())
+    value = {
+        "corpus": corpus,
+        "digest": erasure.entry.digest,
+        "version": erasure.entry.version,
+        "cleared_aliases": list(erasure.cleared_aliases),
+        "removed": list(erasure.removed),
+    }
+    rows = {
+        "digest": erasure.entry.digest,
+        "version": erasure.entry.version,
+        "aliases gone": ", ".join(erasure.cleared_aliases) or None,
+        "removed": "\n".join(erasure.removed),
+    }
+    show(value, as_json, facts(f"Deleted a Cartridge of {corpus}", rows))
+
+
+def export(
+    corpus: CorpusName,
+    target: Annotated[Path, typer.Argument(help="A new folder, or a file that ends in .tar.")],
+    reference: Annotated[
+        str, typer.Option("--reference", "-r", help="Alias, version or start of a digest.")
+    ] = CHAMPION,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a Cartridge and its newest report to a folder or a `.tar` file.
+
+    Example: `cartridge export handbook handbook.tar`
+    """
+    written = export_cartridge(Settings(), corpus, target, reference)
+    show({"corpus": corpus, "path": written}, as_json, facts("Exported", {"path": written}))
+
+
+def import_(
+    corpus: CorpusName,
+    source: Annotated[Path, typer.Argument(help="Folder or .tar file of an export.")],
+    restore: Restore = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a Cartridge from an export. No alias moves.
+
+    Example: `cartridge import handbook handbook.tar`
+    """
+    entry = import_cartridge(Settings(), source, corpus, restore=restore, actor=_actor())
+    show(entry_value(entry), as_json, facts(f"Imported {corpus}", entry_facts(entry)))
+
+
+def _newest_report(settings: Settings, cartridge: FittedCartridge) -> GradedCartridge | None:
+    try:
+        return find_report(settings, cartridge)
+    except NotFoundError:
+        return None
+
+
+def _show_promotion(promotion: Promotion, as_json: bool) -> None:
+    decision = promotion.decision
+    value = {
+        "corpus": promotion.entry.corpus,
+        "alias": promotion.alias,
+        "moved": promotion.moved,
+        "passed": decision.passed if decision else None,
+        "reasons": list(decision.reasons) if decision else [],
+        "projection_error": promotion.projection_error,
+        "cartridge": entry_value(promotion.entry),
+    }
+    state = "moved" if promotion.moved else "left where it is" if promotion.refused else "was there already"
+    rows = {
+        "Cartridge": f"{promotion.entry.digest[:12]}, version {promotion.entry.version}",
+        "gate": decision.sentence if decision else None,
+        "MLflow": promotion.projection_error,
+    }
+    show(value, as_json, facts(f"{promotion.entry.corpus}: {promotion.alias} {state}", rows))
+
+
+def _actor() -> str:
+    """Who asks, for the record; nobody where the system knows no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""

@@ -1,0 +1,147 @@
+"""Stage 3: a Cartridge is trained, by distilling the study or on the corpus's own text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cartridge_core.errors import NotFoundError, TrainingError
+from cartridge_core.progress import Progress, no_progress
+from cartridge_core.settings import Settings
+from cartridge_core.stages.ingest import IngestedCorpus, store_of
+from cartridge_core.stages.model import borrowed_model, identity_of, source_of
+from cartridge_core.stages.store import Facts, Finished
+from cartridge_core.stages.study import StudiedDataset
+from cartridge_core.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from cartridge_core.cartridge import Cartridge
+
+CARTRIDGE = "cartridge"
+"""Folder that training leaves the best Cartridge in."""
+CURVE = "curve.png"
+"""File that training draws the loss into."""
+
+
+@dataclass(frozen=True)
+class FittedCartridge:
+    """A trained Cartridge in the digest store."""
+
+    product: Finished
+    """Where it lies and how it was made."""
+
+    @property
+    def digest(self) -> str:
+        """The Cartridge's digest."""
+        return str(self.product.facts["digest"])
+
+    @property
+    def num_tokens(self) -> int:
+        """Its length in virtual tokens."""
+        return int(self.product.facts["num_tokens"])
+
+    @property
+    def objective(self) -> str:
+        """What it was trained on: `distillation` or `next_token`."""
+        return str(self.product.inputs["config"]["objective"])
+
+    @property
+    def dataset_digest(self) -> str | None:
+        """What it was distilled from; None for a next-token Cartridge."""
+        digest: str | None = self.product.inputs["dataset"]
+        return digest
+
+    @property
+    def folder(self) -> Path:
+        """The artifact: tensors and manifest."""
+        return self.product.directory / CARTRIDGE
+
+    @property
+    def curve(self) -> Path:
+        """The picture of the loss."""
+        return self.product.directory / CURVE
+
+    def load(self) -> Cartridge:
+        """The Cartridge, verified."""
+        from cartridge_core.cartridge import Cartridge
+
+        return Cartridge.load(self.folder)
+
+
+def fit(
+    settings: Settings,
+    corpus: IngestedCorpus,
+    dataset: StudiedDataset | None,
+    config: TrainingConfig,
+    model: str | None = None,
+    progress: Progress = no_progress,
+) -> FittedCartridge:
+    """Train a Cartridge for a corpus, or find that this was done.
+
+    Args:
+        settings: Store, device, default model.
+        corpus: What the Cartridge stands in for; its first tokens initialise it.
+        dataset: What it is distilled from; None with the next-token objective.
+        config: How it is trained.
+        model: Hub id or folder; None for the settings' own.
+        progress: Told about steps.
+
+    Raises:
+        TrainingError: The objective and the dataset do not go together, or training failed.
+    """
+    if (dataset is None) != (config.objective == "next_token"):
+        problem = f"Objective '{config.objective}' {'needs' if dataset is None else 'does not use'} a dataset."
+        raise TrainingError(problem, "Give a dataset for distillation, none for next_token.")
+    inputs = {
+        "tenant": settings.tenant,
+        "corpus": corpus.digest,
+        "dataset": dataset.digest if dataset else None,
+        "base_model": identity_of(settings, model).model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+    }
+
+    def work(directory: Path) -> Facts:
+        from cartridge_core.training.loop import train
+
+        with borrowed_model(settings, model) as base:
+            result = train(
+                base,
+                corpus.load(),
+                dataset.load() if dataset else None,
+                config,
+                directory,
+                tenant=settings.tenant,
+                progress=progress,
+            )
+        return {
+            "digest": result.cartridge.digest,
+            "num_tokens": result.cartridge.num_tokens,
+            "kv_bytes": result.cartridge.kv_bytes,
+            "best_step": result.best_step,
+            "steps": result.steps,
+            "stopped_early": result.stopped_early,
+            "model": source_of(settings, model),
+        }
+
+    return FittedCartridge(store_of(settings).run("fit", inputs, work))
+
+
+def find_cartridge(settings: Settings, corpus: IngestedCorpus, digest: str = "") -> FittedCartridge:
+    """The newest distilled Cartridge of a corpus version, or the one whose digest begins with `digest`.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    products = store_of(settings).finished("fit")
+    own = [
+        FittedCartridge(p)
+        for p in products
+        if p.inputs["corpus"] == corpus.digest and p.inputs["tenant"] == settings.tenant
+    ]
+    matching = [c for c in own if (c.digest.startswith(digest) if digest else c.objective == "distillation")]
+    if not matching:
+        which = f"Cartridge {digest}" if digest else "trained Cartridge"
+        remedy = f"Train one with: cartridge train {corpus.name}"
+        raise NotFoundError(f"Corpus '{corpus.name}' ({corpus.digest[:12]}) has no {which}.", remedy)
+    return matching[-1]

@@ -1,0 +1,139 @@
+"""Stage 4: the Cartridge and its baselines answer the same questions; the result is an evaluation report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cartridge_core.baselines import BASELINES, ICL, ICL_TRUNCATED, NO_CONTEXT
+from cartridge_core.benchmarks import BENCHMARKS, Question, questions_digest
+from cartridge_core.errors import EvaluationError, NotFoundError
+from cartridge_core.evaluation import EvaluationConfig
+from cartridge_core.progress import Progress, no_progress
+from cartridge_core.report import EvaluationReport
+from cartridge_core.settings import Settings
+from cartridge_core.stages.arm import grade_arm
+from cartridge_core.stages.fit import FittedCartridge
+from cartridge_core.stages.ingest import IngestedCorpus, store_of
+from cartridge_core.stages.model import identity_of
+from cartridge_core.stages.store import Facts, Finished
+
+PLOT = "accuracy_vs_kv_bytes.png"
+ALL_BASELINES: tuple[str, ...] = (NO_CONTEXT, ICL, ICL_TRUNCATED)
+
+
+@dataclass(frozen=True)
+class GradedCartridge:
+    """An evaluation report in the digest store."""
+
+    product: Finished
+    """Where it lies and how it was made."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the report."""
+        return str(self.product.facts["digest"])
+
+    @property
+    def plot(self) -> Path:
+        """The picture: score against KV bytes."""
+        return self.product.directory / PLOT
+
+    def load(self) -> EvaluationReport:
+        """The report with its rows."""
+        return EvaluationReport.load(self.product.directory)
+
+
+def grade(
+    settings: Settings,
+    corpus: IngestedCorpus,
+    cartridges: Mapping[str, FittedCartridge],
+    questions: Sequence[Question],
+    benchmark: str = "closed_answer",
+    config: EvaluationConfig | None = None,
+    baselines: Sequence[str] = ALL_BASELINES,
+    model: str | None = None,
+    progress: Progress = no_progress,
+) -> GradedCartridge:
+    """Grade Cartridges against baselines on the same questions.
+
+    Args:
+        settings: Store, device, default model.
+        corpus: What the questions are about.
+        cartridges: Name of the arm (`self_study`, `next_token`, ...) to Cartridge.
+        questions: Asked of every arm.
+        benchmark: A key of `BENCHMARKS`.
+        config: How the questions are put.
+        baselines: Keys of `BASELINES`; the truncated one gets the memory of the largest Cartridge.
+        model: Hub id or folder; None for the settings' own.
+        progress: Told about questions over all arms.
+
+    Raises:
+        EvaluationError: There is no Cartridge, no question, no such benchmark, or an arm does not fit.
+    """
+    config = config or EvaluationConfig()
+    if not cartridges:
+        raise EvaluationError("There is no Cartridge to grade.", "Train one first.")
+    if not questions:
+        raise EvaluationError("There are no questions to ask.", "Give at least one.")
+    if benchmark not in BENCHMARKS:
+        raise EvaluationError(f"There is no benchmark '{benchmark}'.", f"Choose from {', '.join(sorted(BENCHMARKS))}.")
+    if unknown := set(baselines) - set(BASELINES):
+        raise EvaluationError(f"There is no baseline '{min(unknown)}'.", f"Choose from {', '.join(BASELINES)}.")
+    identity = identity_of(settings, model)
+    inputs = {
+        "corpus": corpus.digest,
+        "name": corpus.name,
+        "base_model": identity.model_dump(mode="json"),
+        "cartridges": {name: cartridge.digest for name, cartridge in cartridges.items()},
+        "baselines": list(baselines),
+        "questions": questions_digest(questions),
+        "benchmark": benchmark,
+        "config": config.model_dump(mode="json"),
+    }
+    memory = max(cartridge.num_tokens for cartridge in cartridges.values())
+    names = [*baselines, *cartridges]
+
+    def work(directory: Path) -> Facts:
+        results = []
+        for index, name in enumerate(names):
+
+            def overall(done: int, total: int, what: str, before: int = index) -> None:
+                progress(before * total + done, len(names) * total, what)
+
+            results.append(
+                grade_arm(
+                    settings, corpus, name, questions, benchmark, config, cartridges.get(name), memory, model, overall
+                )
+            )
+        report = EvaluationReport.build(
+            corpus=corpus.load(),
+            questions=questions,
+            base_model=identity,
+            benchmark=BENCHMARKS[benchmark],
+            results=results,
+            seconds=sum(result.seconds for result in results),
+            config=config,
+        )
+        report.plot(directory / PLOT)
+        report.save(directory)
+        return {"digest": report.digest, "cartridge": report.cartridge_digest, "figures": report.figures()}
+
+    return GradedCartridge(store_of(settings).run("grade", inputs, work))
+
+
+def find_report(settings: Settings, cartridge: FittedCartridge, digest: str = "") -> GradedCartridge:
+    """The newest report about a Cartridge, or the one whose digest begins with `digest`.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    products = store_of(settings).finished("grade")
+    reports = [GradedCartridge(p) for p in products if p.facts["cartridge"] == cartridge.digest]
+    matching = [report for report in reports if report.digest.startswith(digest)]
+    if not matching:
+        which = f"no report {digest}" if digest else "not been graded"
+        remedy = "Grade it with: cartridge evaluate CORPUS --questions FILE.jsonl"
+        raise NotFoundError(f"Cartridge {cartridge.digest[:12]} has {which}.", remedy)
+    return matching[-1]

@@ -1,0 +1,75 @@
+"""The base model, borrowed: loaded when a stage first needs it, kept for the next one, given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cartridge_core.settings import Settings
+
+if TYPE_CHECKING:
+    from cartridge_core.manifest import BaseModelIdentity
+    from cartridge_core.models import BaseModel
+
+
+def model_name(settings: Settings, model: str | None) -> str:
+    """The model asked for, or the settings' own."""
+    return model or settings.base_model
+
+
+def source_of(settings: Settings, model: str | None) -> str:
+    """Where the model is loaded from, in words that mean the same in another working directory."""
+    name = model_name(settings, model)
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
+
+
+def identity_of(settings: Settings, model: str | None) -> BaseModelIdentity:
+    """Which base model that is, without loading its weights."""
+    return _identity(model_name(settings, model))
+
+
+@contextmanager
+def borrowed_model(settings: Settings, model: str | None) -> Iterator[BaseModel]:
+    """The base model, loaded at most once in a row; afterwards it is frozen and in evaluation mode, as it was before.
+
+    Args:
+        settings: Device and threads.
+        model: Hub id or folder; None for the settings' own.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    try:
+        base = _loaded(model_name(settings, model), settings.device)
+        try:
+            yield base
+        finally:
+            base.model.eval().requires_grad_(False)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# A chain of stages asks for it at every step, and finding it reads the weights' bytes.
+@lru_cache(maxsize=8)
+def _identity(model: str) -> BaseModelIdentity:
+    from cartridge_core.models import identify
+
+    return identify(model)
+
+
+# One model at a time: two of the size that a user brings do not fit on one GPU.
+@lru_cache(maxsize=1)
+def _loaded(model: str, device: str) -> BaseModel:
+    from transformers.utils import logging
+
+    from cartridge_core.models import REFERENCE_PATH, load_base_model
+
+    if Path(model).is_dir() or model == REFERENCE_PATH.parent.name:
+        # A bar for a local file's tensors is noise; that of a download is wanted.
+        logging.disable_progress_bar()
+    return load_base_model(model, device=device)

@@ -1,0 +1,109 @@
+"""Stage 2: a model studies the corpus; its conversations become a distillation dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cartridge_core.benchmarks import Question, questions_digest
+from cartridge_core.errors import NotFoundError
+from cartridge_core.progress import Progress, no_progress
+from cartridge_core.selfstudy.config import SelfStudyConfig
+from cartridge_core.selfstudy.plan import prompts_digest
+from cartridge_core.settings import Settings
+from cartridge_core.stages.ingest import IngestedCorpus, store_of
+from cartridge_core.stages.model import borrowed_model, identity_of
+from cartridge_core.stages.store import Facts, Finished
+
+if TYPE_CHECKING:
+    from cartridge_core.dataset import ConversationDataset
+
+
+@dataclass(frozen=True)
+class StudiedDataset:
+    """A conversation dataset in the digest store."""
+
+    product: Finished
+    """Where it lies and how it was made."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the dataset's manifest."""
+        return str(self.product.facts["digest"])
+
+    def load(self) -> ConversationDataset:
+        """The conversations."""
+        from cartridge_core.dataset import ConversationDataset
+
+        return ConversationDataset.load(self.product.directory)
+
+
+def study(
+    settings: Settings,
+    corpus: IngestedCorpus,
+    config: SelfStudyConfig,
+    held_out: Sequence[Question] = (),
+    model: str | None = None,
+    progress: Progress = no_progress,
+) -> StudiedDataset:
+    """Let the model ask and answer about random chunks of the corpus; a killed run goes on where it stopped.
+
+    Args:
+        settings: Store, device, default model.
+        corpus: What is studied.
+        config: How many conversations, of which kinds.
+        held_out: Evaluation questions; a conversation that asks one of them is left out.
+        model: Hub id or folder; None for the settings' own.
+        progress: Told about conversations.
+
+    Raises:
+        TeacherError: The model gave nothing usable.
+    """
+    inputs = {
+        "corpus": corpus.digest,
+        "base_model": identity_of(settings, model).model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+        "prompts": prompts_digest(config.families),
+        "held_out": questions_digest(held_out) if held_out else None,
+    }
+
+    def work(directory: Path) -> Facts:
+        from cartridge_core.selfstudy.synthesize import synthesize
+        from cartridge_core.teacher.local import LocalTeacher
+
+        with borrowed_model(settings, model) as base:
+            manifest = synthesize(
+                corpus.load(),
+                LocalTeacher(base),
+                base.tokenizer,
+                config,
+                directory,
+                progress=progress,
+                held_out_questions=[question.question for question in held_out],
+            )
+        return {
+            "digest": manifest.digest,
+            "num_conversations": manifest.num_conversations,
+            "num_target_tokens": manifest.num_target_tokens,
+            "counts": dict(manifest.counts),
+        }
+
+    return StudiedDataset(store_of(settings).run("study", inputs, work, resumable=True))
+
+
+def find_dataset(settings: Settings, corpus: IngestedCorpus, digest: str = "") -> StudiedDataset:
+    """The newest dataset about a corpus version, or the one whose digest begins with `digest`.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    products = store_of(settings).finished("study")
+    datasets = [StudiedDataset(p) for p in products if p.inputs["corpus"] == corpus.digest]
+    matching = [dataset for dataset in datasets if dataset.digest.startswith(digest)]
+    if not matching:
+        which = f"no dataset {digest}" if digest else "not been studied"
+        problem = f"Corpus '{corpus.name}' ({corpus.digest[:12]}) has {which}."
+        raise NotFoundError(problem, f"Study it with: cartridge synthesize {corpus.name}")
+    return matching[-1]

@@ -1,0 +1,64 @@
+"""Flow `fit-cartridge`: a Cartridge is trained."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow
+
+from cartridge_core.settings import Settings
+from cartridge_core.stages.config import config_of
+from cartridge_core.stages.fit import fit
+from cartridge_core.stages.ingest import find_corpus
+from cartridge_core.stages.size import default_num_tokens
+from cartridge_core.stages.study import find_dataset
+from cartridge_core.training.config import TrainingConfig
+from flows.reporting import progress_artifact
+
+
+@flow(name="fit-cartridge", flow_run_name="fit {corpus}")
+def fit_cartridge(
+    corpus: str,
+    num_tokens: int | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    objective: Literal["distillation", "next_token"] | None = None,
+    version: str = "",
+    dataset: str = "",
+    model: str | None = None,
+    seed: int | None = None,
+    config: Path | None = None,
+) -> dict[str, Any]:
+    """Train a Cartridge on a study, or on the corpus's text.
+
+    Args:
+        corpus: Name of the corpus.
+        num_tokens: Virtual tokens of the Cartridge; None for a twentieth of the corpus.
+        steps: Optimiser steps; None for the configuration's own number.
+        learning_rate: Peak learning rate; None for the configuration's own.
+        objective: What is learned; None for distillation.
+        version: Beginning of the corpus version's digest; empty for the newest.
+        dataset: Beginning of the dataset's digest; empty for the newest. Unused by next_token.
+        model: Hub id or folder; None for the settings' own.
+        seed: Seed of initialisation and order; None for the configuration's own.
+        config: TOML file of a training configuration; the parameters above win over it.
+
+    Returns:
+        The Cartridge's digest and size.
+    """
+    settings = Settings()
+    source = find_corpus(settings, corpus, version)
+    if num_tokens is None and config is None:
+        num_tokens = default_num_tokens(settings, source, model)
+    training = config_of(
+        TrainingConfig,
+        config,
+        num_tokens=num_tokens,
+        steps=steps,
+        learning_rate=learning_rate,
+        objective=objective,
+        seed=seed,
+    )
+    studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
+    with progress_artifact("fit-cartridge") as progress:
+        product = fit(settings, source, studied, training, model, progress).product
+    return product.facts | {"cached": product.cached}

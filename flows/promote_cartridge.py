@@ -1,0 +1,44 @@
+"""Flow `promote-cartridge`: a Cartridge becomes champion, if the gate lets it through."""
+
+from typing import Any
+
+from prefect import flow
+
+from cartridge_core.catalog import CHAMPION
+from cartridge_core.publishing import PromotionGate, promote
+from cartridge_core.settings import Settings
+from flows.reporting import show_markdown
+from flows.retrying import with_retries
+
+
+@flow(name="promote-cartridge", flow_run_name="promote {corpus}")
+def promote_cartridge(
+    corpus: str,
+    reference: str | None = None,
+    min_share_of_icl: float = 0.95,
+    alias: str = CHAMPION,
+    reason: str = "",
+) -> dict[str, Any]:
+    """Ask the gate and move the alias. A refusal is a result, not a failure of the run.
+
+    Args:
+        corpus: Name of the corpus.
+        reference: Version, alias or beginning of a digest; None for the newest.
+        min_share_of_icl: The gate: at least this share of in-context learning's score.
+        alias: What to move.
+        reason: Why, for the record.
+
+    Returns:
+        Whether it passed and moved, and the reasons.
+    """
+    gate = PromotionGate(min_share_of_icl=min_share_of_icl)
+    promotion = with_retries(
+        "promote",
+        lambda: promote(Settings(), corpus, reference, alias=alias, gate=gate, reason=reason, actor="prefect"),
+    )
+    decision = promotion.decision
+    passed = decision is not None and decision.passed
+    reasons = list(decision.reasons) if decision else []
+    verdict = "Promoted" if passed else "Not promoted"
+    show_markdown("promotion", f"**{verdict}.** {' '.join(reasons)}", f"The gate on {corpus}")
+    return {"passed": passed, "moved": promotion.moved, "alias": alias, "reasons": reasons}

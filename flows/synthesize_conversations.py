@@ -1,0 +1,48 @@
+"""Flow `synthesize-conversations`: a model studies a corpus version."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from cartridge_core.benchmarks import load_questions
+from cartridge_core.selfstudy.config import SelfStudyConfig
+from cartridge_core.settings import Settings
+from cartridge_core.stages.config import config_of
+from cartridge_core.stages.ingest import find_corpus
+from cartridge_core.stages.study import study
+from flows.reporting import progress_artifact
+
+
+@flow(name="synthesize-conversations", flow_run_name="study {corpus}")
+def synthesize_conversations(
+    corpus: str,
+    num_conversations: int | None = None,
+    version: str = "",
+    questions: Path | None = None,
+    model: str | None = None,
+    seed: int | None = None,
+    config: Path | None = None,
+) -> dict[str, Any]:
+    """Make a distillation dataset.
+
+    Args:
+        corpus: Name of the corpus.
+        num_conversations: Conversations to begin; None for the configuration's own number.
+        version: Beginning of the corpus version's digest; empty for the newest.
+        questions: JSONL file of evaluation questions that must stay out of the study.
+        model: Hub id or folder; None for the settings' own.
+        seed: Seed of every draw; None for the configuration's own.
+        config: TOML file of a study's configuration; the parameters above win over it.
+
+    Returns:
+        The dataset's digest and its counts.
+    """
+    settings = Settings()
+    study_config = config_of(SelfStudyConfig, config, num_conversations=num_conversations, seed=seed)
+    held_out = load_questions(questions) if questions else ()
+    with progress_artifact("synthesize-conversations") as progress:
+        product = study(
+            settings, find_corpus(settings, corpus, version), study_config, held_out, model, progress
+        ).product
+    return product.facts | {"cached": product.cached}

@@ -1,0 +1,67 @@
+"""The flow `train-cartridge`: the stages in order, once, with what Prefect shows of them."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from cartridge_core.catalog import catalog_session, list_cartridges
+from cartridge_core.errors import CorpusError
+from cartridge_core.publishing import PromotionGate
+from cartridge_core.stages.build import build
+from cartridge_core.training.config import TrainingConfig
+from flows.reporting import terminal
+from flows.train_cartridge import train_cartridge
+from tests.talkative import STUDY, Workplace
+
+SIZES: dict[str, Any] = {"num_tokens": 24, "steps": 30}
+
+
+def test_the_chain_runs_once_and_is_the_same_without_prefect(prefect_server: str, workplace: Workplace) -> None:
+    chain = SIZES | {"study_config": workplace.study_file}
+    told: list[str] = []
+    token = terminal.set(lambda done, total, what: told.append(what))
+    try:
+        first = train_cartridge("wards", [workplace.documents], questions=workplace.questions, **chain)
+    finally:
+        terminal.reset(token)
+    assert told
+    assert [first[stage]["cached"] for stage in ("corpus", "dataset", "cartridge", "report")] == [False] * 4
+    assert first["version"]["version"] == 1
+    assert first["promotion"]["reasons"]
+    with catalog_session(workplace.settings, read_only=True) as session:
+        (entry,) = list_cartridges(session, "default", "wards")
+    assert entry.digest == first["cartridge"]["digest"]
+
+    second = train_cartridge("wards", [workplace.documents], questions=workplace.questions, **chain)
+    assert [second[stage]["cached"] for stage in ("corpus", "dataset", "cartridge", "report")] == [True] * 4
+    assert second["version"]["version"] == 1
+
+    plain = build(
+        workplace.settings,
+        "wards",
+        [workplace.documents],
+        workplace.questions,
+        STUDY,
+        TrainingConfig(num_tokens=SIZES["num_tokens"], steps=SIZES["steps"]),
+        PromotionGate(),
+    )
+    assert plain.cartridge.product.cached and plain.graded.product.cached
+    assert plain.cartridge.digest == entry.digest
+
+    artifacts = {artifact["key"] for artifact in httpx.post(f"{prefect_server}/artifacts/filter", json={}).json()}
+    runs = {run["name"] for run in httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()}
+    assert {"evaluation", "promotion", "fit-cartridge", "synthesize-conversations"} <= artifacts
+    assert {"train wards", "ingest wards", "study wards", "fit wards", "evaluate wards"} <= runs
+
+
+def test_without_questions_the_model_asks_them(prefect_server: str, workplace: Workplace) -> None:
+    result = train_cartridge("wards", [workplace.documents], study_config=workplace.study_file, **SIZES)
+    assert result["report"]["figures"]["n_questions"] > 0
+    assert "self_study_f1" in result["report"]["figures"]
+
+
+def test_a_users_mistake_stays_what_it_is(prefect_server: str, workplace: Workplace) -> None:
+    (workplace.documents / "empty").mkdir()
+    with pytest.raises(CorpusError):
+        train_cartridge("wards", [workplace.documents / "empty"])

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from cartridge_core.cartridge import Cartridge
+from cartridge_core.initialization import INITIALIZERS
+from cartridge_core.models import load_base_model
+from cartridge_core.rendering import template_digest
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "cartridge.ipynb"
+
+
+def test_the_shipped_notebook_runs_on_a_cartridge(tmp_path, monkeypatch):
+    base = load_base_model("reference")
+    cartridge = Cartridge.from_prefix(
+        INITIALIZERS["first_tokens"](base, "Note the badge of Anton Weber: yellow. " * 8, 48, 0),
+        base_model=base.identity,
+        layers=base.layer_specs,
+        dtype=base.kv_dtype,
+        template_digest=template_digest(base.tokenizer),
+        num_frozen_tokens=1,
+        corpus_digest="0" * 64,
+        dataset_digest=None,
+        training_config_digest="0" * 64,
+        seed=0,
+    )
+    cartridge.save(tmp_path / "cartridge")
+    monkeypatch.setenv("CARTRIDGE_FOLDER", str(tmp_path / "cartridge"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=180).execute()
+    said = "".join(
+        output.get("text", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if cell.cell_type == "code"
+    )
+    assert cartridge.digest[:12] in said
+    with_cartridge = next(line for line in said.splitlines() if line.startswith("with the Cartridge"))
+    assert "yellow" in with_cartridge
