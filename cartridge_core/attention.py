@@ -7,6 +7,7 @@ attention over the concatenated keys, gradients to the prefix included, on any m
 attention interface.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 NAME = "cartridge_shared_prefix"
 """Under this name the attention is registered with transformers."""
+
+_BLOCK = {True: 1 << 18, False: 1 << 26}
+"""Scores computed at once where no gradients are kept, on a CPU and elsewhere.
+
+Bounds memory for long prompts behind long prefixes, and on a CPU lets the scores stay in its cache.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,14 +126,48 @@ def _attention(
     if prefix_key is None or prefix_value is None:
         raise UnsupportedModelError(f"Layer {layer} attends, but the prefix holds no keys for it.")
     see_prefix, see_own = active.visible(active.layers[layer].window)
+    query = query * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    if torch.is_grad_enabled():
+        # Everything is kept for the backward pass anyway.
+        return _attend(query, key, value, prefix_key, prefix_value, see_prefix, see_own), None
+
+    batch, heads, length = query.shape[:3]
+    width = heads * (prefix_key.shape[1] + key.shape[2])
+    limit = _BLOCK[query.device.type == "cpu"]
+    columns = max(1, min(length, limit // width))
+    rows = max(1, limit // (width * columns))
+    out = query.new_empty(batch, length, heads, value.shape[3])
+    for row, column in itertools.product(range(0, batch, rows), range(0, length, columns)):
+        at, here = slice(row, row + rows), slice(column, column + columns)
+        out[at, here] = _attend(
+            query[at, :, here],
+            key[at],
+            value[at],
+            prefix_key,
+            prefix_value,
+            None if see_prefix is None else see_prefix[at, here],
+            see_own[at, here],
+        )
+    return out, None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    see_prefix: Tensor | None,
+    see_own: Tensor,
+) -> Tensor:
+    """Attention of scaled queries over prefix and own keys; returns `[B, T, heads, d]`."""
     batch, heads, length, dim = query.shape
     kv_heads, slots, count = key.shape[1], key.shape[2], prefix_key.shape[1]
     group = heads // kv_heads
 
     # KV heads go first, so that all rows' queries of one head meet its prefix in a single product.
-    scale = dim**-0.5 if scaling is None else scaling
-    grouped = (query * scale).view(batch, kv_heads, group, length, dim).transpose(0, 1)
-    flat = grouped.reshape(kv_heads, batch * group * length, dim)
+    flat = query.reshape(batch, kv_heads, group * length, dim).transpose(0, 1)
+    flat = flat.reshape(kv_heads, batch * group * length, dim)
     shared = torch.bmm(flat, prefix_key.transpose(1, 2)).view(kv_heads, batch, group, length, count)
     own = flat.view(kv_heads, batch, group * length, dim) @ key.transpose(0, 1).transpose(2, 3)
     own = own.view(kv_heads, batch, group, length, slots)
@@ -139,7 +180,6 @@ def _attention(
     weights = torch.cat((shared, own), dim=-1).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
 
     out = torch.bmm(weights[..., :count].reshape(kv_heads, batch * group * length, count), prefix_value)
-    out = out.view(kv_heads, batch, group * length, dim)
+    out = out.view(kv_heads, batch, group * length, value.shape[3])
     out = out + weights[..., count:].reshape(kv_heads, batch, group * length, slots) @ value.transpose(0, 1)
-    out = out.view(kv_heads, batch, group, length, dim).permute(1, 3, 0, 2, 4)
-    return out.reshape(batch, length, heads, dim), None
+    return out.view(kv_heads, batch, group, length, -1).permute(1, 3, 0, 2, 4).reshape(batch, length, heads, -1)

@@ -62,7 +62,8 @@ def locate(id_or_path: str | Path, revision: str | None = None, weights: bool = 
 
 
 def _snapshot(hub_id: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    # By way of transformers: imported by itself, the client's lazy modules meet in a circle and print that to stdout.
+    from transformers.utils.hub import snapshot_download
 
     with suppress(OSError, ValueError):
         # Not in the cache, or not a hub id at all: the call below says which.

@@ -14,7 +14,7 @@ from cartridge_core.corpus import ChunkConfig
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.models import BaseModel
 from cartridge_core.publishing import PromotionGate
-from cartridge_core.reference.sample import Sample
+from cartridge_core.reference.samples import Sample
 from cartridge_core.reference.world import Scale
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.settings import Settings

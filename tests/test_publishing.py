@@ -19,6 +19,7 @@ from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.errors import (
     ArtifactError,
     CatalogError,
+    EvaluationError,
     NotFoundError,
     PublishingError,
     RegistryError,
@@ -208,7 +209,7 @@ def test_a_report_that_was_tampered_with_promotes_nothing(settings: Settings, re
     store = open_store(settings.artifact_root)
     key = f"{entry.report_key}/report.json"
     store.write_bytes(key, store.read_bytes(key).replace(b'"score": 0.25', b'"score": 1.0'))
-    with pytest.raises(Exception, match="was changed"):
+    with pytest.raises(EvaluationError, match="was changed"):
         promote(settings, "clinic")
 
 

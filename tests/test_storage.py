@@ -6,37 +6,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cartridge_core.errors import StorageError
 from cartridge_core.storage import LocalStore, ObjectStore, delete_folder, get_folder, open_store, put_folder
 from cartridge_core.storage.s3 import S3Store
+from tests.s3 import make_bucket, s3_server, s3_variables
 
 BUCKET = "foundry"
 
 
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The endpoint, with the variables set that a user would set; the bucket is there and empty."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=BUCKET)
-    for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
-        client.delete_object(Bucket=BUCKET, Key=entry["Key"])
+    for name, value in s3_variables(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    make_bucket(BUCKET)
     return s3_endpoint
 
 

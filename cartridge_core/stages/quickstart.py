@@ -12,7 +12,7 @@ from cartridge_core.baselines import NEXT_TOKEN, SELF_STUDY
 from cartridge_core.benchmarks import Question, load_questions
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.publishing import Promotion, promote
-from cartridge_core.reference.sample import SAMPLE_PATH, SHORT, write_sample
+from cartridge_core.reference.samples import SAMPLE_PATH, SHORT, write_sample
 from cartridge_core.settings import Settings
 from cartridge_core.stages.arm import grade_arm
 from cartridge_core.stages.ask import Answer, ask

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from cartridge_core.corpus.chunking import ChunkConfig
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.publishing import PromotionGate
-from cartridge_core.reference.sample import LONG, SHORT, Sample
+from cartridge_core.reference.samples import LONG, SHORT, Sample
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.training.config import TrainingConfig
 
@@ -36,12 +37,22 @@ class QuickstartPlan:
     """Base model."""
 
 
+def _study(num_conversations: int) -> SelfStudyConfig:
+    # Short chunks, because the reference model answers best about those, and many conversations on each.
+    chunk = ChunkConfig(min_tokens=256, max_tokens=512)
+    return SelfStudyConfig(
+        num_conversations=num_conversations, conversations_per_chunk=48, max_tokens_a=48, max_tokens_b=96, chunk=chunk
+    )
+
+
 SHORT_PLAN = QuickstartPlan(
     target="quickstart",
     sample=SHORT,
-    study=SelfStudyConfig(num_conversations=4096, max_tokens_a=48, max_tokens_b=64),
-    training=TrainingConfig(num_tokens=64, learning_rate=0.05, steps=800),
-    next_token_learning_rates=(0.005, 0.02, 0.05),
+    study=_study(3072),
+    training=TrainingConfig(
+        num_tokens=80, optimizer="muon", learning_rate=1.0, steps=450, eval_every=75, windows_per_batch=4
+    ),
+    next_token_learning_rates=(0.5, 1.0, 2.0),
     evaluation=EvaluationConfig(max_new_tokens=32),
     gate=PromotionGate(min_share_of_icl=0.95),
     asked={
@@ -58,8 +69,8 @@ SHORT_PLAN = QuickstartPlan(
 LONG_PLAN = QuickstartPlan(
     target="quickstart-long",
     sample=LONG,
-    study=SelfStudyConfig(num_conversations=8192, max_tokens_a=48, max_tokens_b=64),
-    training=TrainingConfig(num_tokens=384, learning_rate=0.05, steps=1600),
+    study=_study(8160),
+    training=TrainingConfig(num_tokens=384, optimizer="muon", learning_rate=1.0, steps=1000, eval_every=100),
     next_token_learning_rates=(),
     evaluation=EvaluationConfig(max_new_tokens=32, allow_overflow=True),
     gate=PromotionGate(min_score_without_icl=0.85),

@@ -84,6 +84,7 @@ class LossCurve:
         # Without pyplot: no global state, and no window on any machine.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
         figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
@@ -97,6 +98,9 @@ class LossCurve:
         axes.plot([best.step], [best.kl], color="#c0392b", marker="*", markersize=11, linestyle="none", label=label)
         if min([best.kl, *(point.kl for point in self.train)]) > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel("divergence from the teacher (nats a token)")
         axes.grid(alpha=0.25, which="both")

@@ -139,3 +139,25 @@ def test_promotions_at_once_are_written_down_in_the_order_they_took_place(settin
         assert sorted(change.cartridge_id or 0 for change in history) == ids
         assert resolve(session, "default", "clinic").cartridge_id == history[-1].cartridge_id
     catalog.close()
+
+
+def test_a_promotion_waits_for_the_one_before_it(settings: Settings) -> None:
+    """Also when that one finds nothing to change: what it saw stays true until it ends."""
+    with catalog_session(settings) as session:
+        first, second = add_cartridge(session).id, add_cartridge(session, seed=1).id
+        set_alias(session, "default", "clinic", "champion", first)
+    catalog, done = Catalog(settings), threading.Event()
+
+    def promote() -> None:
+        with catalog.session() as session:
+            set_alias(session, "default", "clinic", "champion", second)
+        done.set()
+
+    thread = threading.Thread(target=promote)
+    with catalog.session() as session:
+        assert not set_alias(session, "default", "clinic", "champion", first)
+        thread.start()
+        assert not done.wait(0.5)
+    thread.join(30)
+    assert done.is_set()
+    catalog.close()

@@ -164,3 +164,14 @@ def test_what_does_not_fit_is_refused(tiny_base: Tiny) -> None:
         prefill(base, [10] * 1025)
     with pytest.raises(InferenceError, match="Text 1 has 1020 tokens; tiny-qwen2 has room for 1 to 1014"):
         logits_behind(base, prefill(base, range(10, 20)), [[5], [5] * 1020])
+
+
+@pytest.mark.parametrize("block", [1, 200, 3000])
+def test_scores_in_blocks_are_the_same(each_base: BaseModel, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    draw = random.Random(7)
+    prefix = prefill(each_base, draw.choices(range(10, 400), k=30))
+    texts = [draw.choices(range(10, 400), k=length) for length in (9, 14, 3)]
+    whole = logits_behind(each_base, prefix, texts)
+    monkeypatch.setattr("cartridge_core.attention._BLOCK", {True: block, False: block})
+    for ours, theirs in zip(logits_behind(each_base, prefix, texts), whole, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cartridge_core.cli.quickstart import report_quickstart
-from cartridge_core.reference.sample import LONG, SHORT
+from cartridge_core.reference.samples import LONG, SHORT
 from cartridge_core.stages.quickstart import quickstart, sample_folder
 from cartridge_core.stages.quickstart_plan import LONG_PLAN, SHORT_PLAN, QuickstartPlan
 from tests.talkative import Workplace, tiny_plan

@@ -3,7 +3,7 @@ from cartridge_core.corpus import read_corpus
 from cartridge_core.models import load_base_model
 from cartridge_core.reference.examples import corpus_text
 from cartridge_core.reference.phrasing import OTHER_QUESTIONS, QUESTIONS, USE_CASES
-from cartridge_core.reference.sample import LONG, SAMPLE_PATH, SHORT, draw_sample, write_sample
+from cartridge_core.reference.samples import LONG, SAMPLE_PATH, SHORT, draw_sample, write_sample
 from cartridge_core.rendering import prefix_token_ids
 
 
