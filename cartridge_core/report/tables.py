@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cartridge_core.baselines import ICL, ICL_TRUNCATED, NEXT_TOKEN, NO_CONTEXT, SELF_STUDY
@@ -72,14 +73,28 @@ def _columns(report: EvaluationReport) -> list[str]:
 
 
 def rich_table(report: EvaluationReport) -> Table:
-    """One row an arm, the Cartridge's own in bold."""
-    table = Table(title=f"{report.corpus_name} · {report.base_model.id} · {report.benchmark}", title_justify="left")
-    for index, column in enumerate(_columns(report)):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index < 3)
-    for arm in report.arms:
+    """One row an arm, the Cartridge's own in bold; fits a terminal of 80 columns (errors are shown where there are any)."""
+    metric = report.metric[0].upper() + report.metric[1:]
+    headings = ["Arm", metric, "95% interval", "Un- parsed", "Errors", "Tokens", "KV memory", "vs ICL"]
+    rows = [_terminal_cells(report, arm) for arm in report.arms]
+    kept = [
+        index for index in range(len(headings)) if headings[index] != "Errors" or any(a.errors for a in report.arms)
+    ]
+    asked = max(arm.n for arm in report.arms)
+    name = f"{report.corpus_name} · {report.base_model.id} · {report.benchmark} · {asked:,} questions"
+    table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index in kept:
+        heading = headings[index].replace(" ", "\n", 1)
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    for arm, cells in zip(report.arms, rows, strict=True):
         style = "bold green" if arm.name == report.cartridge_arm else ("dim" if not arm.fits else "")
-        table.add_row(*_cells(report, arm), style=style)
+        table.add_row(*(cells[index] for index in kept), style=style)
     return table
+
+
+def _terminal_cells(report: EvaluationReport, arm: ArmResult) -> list[str]:
+    name, score, interval, _, *others = _cells(report, arm)
+    return [name, score, interval.replace("% to ", "–"), *others]
 
 
 def verdict(report: EvaluationReport) -> str:
