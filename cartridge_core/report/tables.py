@@ -73,7 +73,7 @@ def _columns(report: EvaluationReport) -> list[str]:
 
 
 def rich_table(report: EvaluationReport) -> Table:
-    """One row an arm, the Cartridge's own in bold; fits a terminal of 80 columns (errors are shown where there are any)."""
+    """One row an arm, the Cartridge's own in bold; fits 80 columns (errors are shown where there are any)."""
     metric = report.metric[0].upper() + report.metric[1:]
     headings = ["Arm", metric, "95% interval", "Un- parsed", "Errors", "Tokens", "KV memory", "vs ICL"]
     rows = [_terminal_cells(report, arm) for arm in report.arms]
