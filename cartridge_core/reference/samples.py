@@ -32,7 +32,7 @@ LONG = Sample("long sample", Scale(140, 5, documents=9), 300)
 def draw_sample(sample: Sample) -> tuple[tuple[WorldDocument, ...], tuple[Question, ...]]:
     """Documents and questions of a sample; questions are uniform over its facts, none asked twice."""
     rng = random.Random(sample.seed)
-    documents = generate_corpus(rng, sample.scale, "held_out")
+    documents = generate_corpus(rng, sample.scale, "held_out", distinct=True)
     facts = [fact for document in documents for fact in document.facts]
     chosen = rng.sample(facts, min(sample.num_questions, len(facts)))
     questions = tuple(

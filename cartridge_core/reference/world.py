@@ -115,9 +115,9 @@ def is_held_out(name: str) -> bool:
     return zlib.crc32(name.encode()) % _HELD_OUT_SHARE == 0
 
 
-def _names(rng: random.Random, kind: Kind, count: int, split: Split) -> Iterator[str]:
-    taken: set[str] = set()
-    while len(taken) < count:
+def _names(rng: random.Random, kind: Kind, count: int, split: Split, taken: set[str]) -> Iterator[str]:
+    end = len(taken) + count
+    while len(taken) < end:
         name = f"{rng.choice(kind.first)} {rng.choice(kind.second)}"
         if name not in taken and is_held_out(name) == (split == "held_out"):
             taken.add(name)
@@ -153,7 +153,9 @@ def _journal(rng: random.Random, by_entity: list[list[Fact]], filler: bool) -> t
     return "\n".join(lines), facts
 
 
-def generate_document(rng: random.Random, kind: Kind, scale: Scale, split: Split, title: str) -> WorldDocument:
+def generate_document(
+    rng: random.Random, kind: Kind, scale: Scale, split: Split, title: str, taken: set[str]
+) -> WorldDocument:
     """Draw one document.
 
     Args:
@@ -162,12 +164,13 @@ def generate_document(rng: random.Random, kind: Kind, scale: Scale, split: Split
         scale: `entities` names with `facts_per_entity` facts each.
         split: Which names may be used.
         title: Title to give it.
+        taken: Names that are in use; the document's own join them.
     """
     attributes = list(kind.attributes)
     if scale.attributes is not None:
         attributes = rng.sample(attributes, scale.attributes)
     by_entity = []
-    for name in _names(rng, kind, scale.entities, split):
+    for name in _names(rng, kind, scale.entities, split, taken):
         stated = rng.sample(attributes, min(scale.facts_per_entity, len(attributes)))
         by_entity.append([Fact(name, attribute, rng.choice(VALUES[attribute])) for attribute in stated])
     if rng.random() < 0.3:
@@ -177,8 +180,14 @@ def generate_document(rng: random.Random, kind: Kind, scale: Scale, split: Split
     return WorldDocument(title, text, tuple(facts))
 
 
-def generate_corpus(rng: random.Random, scale: Scale, split: Split) -> tuple[WorldDocument, ...]:
-    """Draw `scale.documents` documents, kinds taking turns from a random start; entities are shared out among them."""
+def generate_corpus(
+    rng: random.Random, scale: Scale, split: Split, distinct: bool = False
+) -> tuple[WorldDocument, ...]:
+    """Draw `scale.documents` documents, kinds taking turns from a random start; entities are shared out among them.
+
+    Several documents of one kind may contradict each other about a name unless names are `distinct` in the corpus.
+    """
+    names: set[str] = set()
     first = rng.randrange(len(KINDS))
     documents = []
     for index in range(scale.documents):
@@ -186,5 +195,5 @@ def generate_corpus(rng: random.Random, scale: Scale, split: Split) -> tuple[Wor
         entities = scale.entities // scale.documents + (index < scale.entities % scale.documents)
         part = Scale(entities, scale.facts_per_entity, scale.attributes, scale.filler)
         title = kind.title if scale.documents <= len(KINDS) else f"{kind.title} {10 + index}"
-        documents.append(generate_document(rng, kind, part, split, title))
+        documents.append(generate_document(rng, kind, part, split, title, names if distinct else set()))
     return tuple(documents)

@@ -81,7 +81,10 @@ def test_a_sees_chunk_and_seed_prompt_and_b_sees_chunk_and_question(
     (context_a, prompts, config_a), (context_b, questions, config_b) = teacher.calls
     assert context_a == context_b == chunk.prompt_text
     assert prompts == [sample.seed_prompt for sample in samples]
-    assert all(sample.seed_prompt in SEED_FAMILIES[sample.family] for sample in samples)
+    for sample in samples:
+        wording, sentence = sample.seed_prompt.split(" Ask about this part of the text: ")
+        assert wording in SEED_FAMILIES[sample.family]
+        assert sentence.strip('"') in " ".join(chunk.text.split())
     assert {sample.family for sample in samples} == set(config.families)
     assert (config_a.temperature, config_a.top_k_logprobs) == (1.0, 0)
     assert (config_b.temperature, config_b.top_k_logprobs) == (0.0, 5)
@@ -104,7 +107,9 @@ def test_a_sample_does_not_depend_on_its_company(base: BaseModel, chunk: Chunk, 
 def test_a_repeat_is_dropped_only_when_it_could_bring_nothing_new(
     base: BaseModel, chunk: Chunk, config: SelfStudyConfig
 ) -> None:
-    alike = config.model_copy(update={"temperature_a": 0.0, "families": ("question",), "max_tokens_a": 64})
+    alike = config.model_copy(
+        update={"focus_words": None, "temperature_a": 0.0, "families": ("question",), "max_tokens_a": 64}
+    )
     greedy = study(base, chunk, alike, range(30))
     finished = [sample for sample in greedy if sample.outcome not in ("question_unfinished", "question_empty")]
     distinct = {sample.question for sample in finished}
