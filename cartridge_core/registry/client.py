@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.exc import SQLAlchemyError
 
 from cartridge_core.errors import RegistryError
+from cartridge_core.registry.database import prepare_database
 from cartridge_core.settings import Settings, redact_url
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def registry_client(settings: Settings) -> Iterator[MlflowClient]:
         raise RegistryError("mlflow is not installed.", "Install cartridge-foundry[registry].") from error
     where = f"MLflow at {redact_url(settings.mlflow_tracking_uri)}"
     try:
+        prepare_database(settings.mlflow_tracking_uri)
         yield MlflowClient(tracking_uri=settings.mlflow_tracking_uri)
     except MlflowException as error:
         raise RegistryError(
