@@ -20,7 +20,15 @@ from cartridge_core.model_files import REFERENCE_PATH, ModelFiles, locate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["REFERENCE_PATH", "BaseModel", "BaseModelIdentity", "from_parts", "identify", "load_base_model"]
+__all__ = [
+    "REFERENCE_PATH",
+    "BaseModel",
+    "BaseModelIdentity",
+    "from_parts",
+    "identify",
+    "load_base_model",
+    "load_tokenizer",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +131,15 @@ def identify(id_or_path: str | Path, revision: str | None = None) -> BaseModelId
     files = locate(id_or_path, revision, weights=False)
     check_architecture(_load_config(files))
     return _identity(files, _load_tokenizer(files))
+
+
+def load_tokenizer(id_or_path: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    """A model's tokenizer alone.
+
+    Raises:
+        CartridgeError: It cannot be found, reached or read.
+    """
+    return _load_tokenizer(locate(id_or_path, revision, weights=False))
 
 
 def from_parts(

@@ -11,7 +11,7 @@ from cartridge_core.catalog.datasets import record_dataset
 from cartridge_core.catalog.entry import CatalogEntry
 from cartridge_core.catalog.evaluations import record_evaluation
 from cartridge_core.catalog.registrations import Whereabouts, record_registration
-from cartridge_core.catalog.session import Catalog, catalog_session
+from cartridge_core.catalog.session import Catalog, SchemaUpgrade, catalog_session, upgrade_catalog
 from cartridge_core.catalog.statuses import Status, change_status, retire, status_of
 from cartridge_core.catalog.tombstones import record_tombstone
 
@@ -20,6 +20,7 @@ __all__ = [
     "AliasChange",
     "Catalog",
     "CatalogEntry",
+    "SchemaUpgrade",
     "Status",
     "Whereabouts",
     "alias_history",
@@ -40,4 +41,5 @@ __all__ = [
     "retire",
     "set_alias",
     "status_of",
+    "upgrade_catalog",
 ]

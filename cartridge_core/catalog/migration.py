@@ -65,27 +65,39 @@ def downgrade(engine: Engine, revision: str = "base") -> None:
         command.downgrade(alembic_config(connection), revision)
 
 
+def known_revision(engine: Engine) -> str | None:
+    """The schema revision of a catalog; None for an empty database.
+
+    Raises:
+        CatalogError: Its schema is newer than this software.
+    """
+    with engine.connect() as connection:
+        current = current_revision(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
+    if current is not None and current not in known:
+        raise CatalogError(
+            f"The catalog at {_place(engine)} has schema {current}, newer than this software's {head_revision()}.",
+            "Upgrade cartridge-foundry.",
+        )
+    return current
+
+
 def require_current(engine: Engine, *, embedded: bool) -> None:
     """Ask for a schema that this software can use; an embedded catalog is brought up to date on the way.
 
     Raises:
         CatalogError: A server's schema is outdated, or the schema is newer than this software.
     """
-    head = head_revision()
-    with engine.connect() as connection:
-        current = current_revision(connection)
+    current, head = known_revision(engine), head_revision()
     if current == head:
         return
-    where = redact_url(engine.url.render_as_string(hide_password=True))
-    known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
-    if current is not None and current not in known:
-        raise CatalogError(
-            f"The catalog at {where} has schema {current}, newer than this software's {head}.",
-            "Upgrade cartridge-foundry.",
-        )
     if not embedded:
         raise CatalogError(
-            f"The catalog at {where} has schema {current or 'none'}, this software needs {head}.",
+            f"The catalog at {_place(engine)} has schema {current or 'none'}, this software needs {head}.",
             "Take a backup and run `cartridge catalog upgrade`.",
         )
     upgrade(engine)
+
+
+def _place(engine: Engine) -> str:
+    return redact_url(engine.url.render_as_string(hide_password=True))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from cartridge_core.catalog.immutability import CatalogSession
-from cartridge_core.catalog.migration import require_current
+from cartridge_core.catalog.migration import head_revision, known_revision, require_current, upgrade
 from cartridge_core.errors import CatalogError
 from cartridge_core.settings import Settings, redact_url
 
@@ -73,6 +74,34 @@ def catalog_session(settings: Settings, *, read_only: bool = False) -> Iterator[
     """
     with Catalog(settings) as catalog, catalog.session(read_only=read_only) as session:
         yield session
+
+
+@dataclass(frozen=True)
+class SchemaUpgrade:
+    """What bringing a catalog up to date did."""
+
+    catalog: str
+    """Where it is, without its password."""
+    before: str | None
+    """Its schema revision; None for an empty database."""
+    after: str
+    """The revision that it has now."""
+
+
+def upgrade_catalog(settings: Settings) -> SchemaUpgrade:
+    """Bring the catalog that the settings name up to this software's schema; what is up to date stays as it is.
+
+    Raises:
+        CatalogError: It cannot be reached, or its schema is newer than this software.
+    """
+    with _explained(settings.catalog_url):
+        engine = open_engine(settings.catalog_url)
+        try:
+            before = known_revision(engine)
+            upgrade(engine)
+        finally:
+            engine.dispose()
+    return SchemaUpgrade(redact_url(settings.catalog_url), before, head_revision())
 
 
 def open_engine(url: str) -> Engine:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def prepare_database(uri: str) -> None:
             event.remove(Engine, "connect", never_flush)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Of several processes the first one's file stays: a link, unlike a move, never takes the place of another.
-        fresh = target.with_name(f".{target.name}-{os.getpid()}")
+        fresh = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
         with atomic_file(fresh) as stream:
             stream.write(scratch.read_bytes())
         try:

@@ -16,7 +16,7 @@ from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, identity_of
+from cartridge_core.stages.model import borrowed_model, model_key
 from cartridge_core.stages.store import Facts, Finished
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def grade_arm(
     """
     inputs: dict[str, Any] = {
         "arm": name,
-        "base_model": identity_of(settings, model).model_dump(mode="json"),
+        "base_model": model_key(settings, model),
         "corpus": None if name == NO_CONTEXT else corpus.digest,
         "cartridge": cartridge.digest if cartridge else None,
         "num_tokens": num_tokens if name == ICL_TRUNCATED else None,

@@ -10,7 +10,7 @@ from cartridge_core.errors import NotFoundError, TrainingError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, identity_of, source_of
+from cartridge_core.stages.model import borrowed_model, model_key, source_of
 from cartridge_core.stages.store import Facts, Finished
 from cartridge_core.stages.study import StudiedDataset
 from cartridge_core.training.config import TrainingConfig
@@ -97,7 +97,7 @@ def fit(
         "tenant": settings.tenant,
         "corpus": corpus.digest,
         "dataset": dataset.digest if dataset else None,
-        "base_model": identity_of(settings, model).model_dump(mode="json"),
+        "base_model": model_key(settings, model),
         "config": config.model_dump(mode="json"),
     }
 

@@ -16,7 +16,7 @@ from cartridge_core.settings import Settings
 from cartridge_core.stages.arm import grade_arm
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import identity_of
+from cartridge_core.stages.model import identity_of, model_key
 from cartridge_core.stages.store import Facts, Finished
 
 PLOT = "accuracy_vs_kv_bytes.png"
@@ -85,7 +85,7 @@ def grade(
     inputs = {
         "corpus": corpus.digest,
         "name": corpus.name,
-        "base_model": identity.model_dump(mode="json"),
+        "base_model": model_key(settings, model),
         "cartridges": {name: cartridge.digest for name, cartridge in cartridges.items()},
         "baselines": list(baselines),
         "questions": questions_digest(questions),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cartridge_core.settings import Settings
 
@@ -29,6 +29,11 @@ def source_of(settings: Settings, model: str | None) -> str:
 def identity_of(settings: Settings, model: str | None) -> BaseModelIdentity:
     """Which base model that is, without loading its weights."""
     return _identity(model_name(settings, model))
+
+
+def model_key(settings: Settings, model: str | None) -> dict[str, Any]:
+    """All that makes the model's words what they are: its identity and how messages are put to it."""
+    return identity_of(settings, model).model_dump(mode="json") | {"template": _rendering(model_name(settings, model))}
 
 
 @contextmanager
@@ -60,6 +65,14 @@ def _identity(model: str) -> BaseModelIdentity:
     from cartridge_core.models import identify
 
     return identify(model)
+
+
+@lru_cache(maxsize=8)
+def _rendering(model: str) -> str:
+    from cartridge_core.models import load_tokenizer
+    from cartridge_core.rendering import template_digest
+
+    return template_digest(load_tokenizer(model))
 
 
 # One model at a time: two of the size that a user brings do not fit on one GPU.

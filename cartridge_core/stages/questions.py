@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from cartridge_core.progress import Progress, no_progress
 from cartridge_core.selfstudy.quiz import QuizConfig
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, identity_of
+from cartridge_core.stages.model import borrowed_model, model_key
 from cartridge_core.stages.store import Facts
 from cartridge_core.stages.study import StudiedDataset
 
@@ -80,7 +79,7 @@ def generated_questions(
     """
     inputs = {
         "corpus": corpus.digest,
-        "base_model": identity_of(settings, model).model_dump(mode="json"),
+        "base_model": model_key(settings, model),
         "dataset": dataset.digest if dataset else None,
         "config": config.model_dump(mode="json"),
     }
@@ -89,10 +88,16 @@ def generated_questions(
         from cartridge_core.selfstudy.quiz import generate_questions
         from cartridge_core.teacher.local import LocalTeacher
 
-        asked: Sequence[str] = dataset.load().questions() if dataset else ()
+        studied = dataset.load() if dataset else None
         with borrowed_model(settings, model) as base:
             quiz = generate_questions(
-                corpus.load(), LocalTeacher(base), base.tokenizer, config, asked=asked, progress=progress
+                corpus.load(),
+                LocalTeacher(base),
+                base.tokenizer,
+                config,
+                asked=studied.questions() if studied else (),
+                studied_chunks=studied.chunk_ids() if studied else (),
+                progress=progress,
             )
         questions = [
             Question(id=f"quiz-{n:04d}", question=q.question, answer=q.answer, metadata={"chunk": q.chunk_id})

@@ -14,7 +14,7 @@ from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.selfstudy.plan import prompts_digest
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, identity_of
+from cartridge_core.stages.model import borrowed_model, model_key
 from cartridge_core.stages.store import Facts, Finished
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def study(
     """
     inputs = {
         "corpus": corpus.digest,
-        "base_model": identity_of(settings, model).model_dump(mode="json"),
+        "base_model": model_key(settings, model),
         "config": config.model_dump(mode="json"),
         "prompts": prompts_digest(config.families),
         "held_out": questions_digest(held_out) if held_out else None,

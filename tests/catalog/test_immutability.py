@@ -116,12 +116,16 @@ def test_new_rows_can_still_be_added(filled: Settings, engine: Engine) -> None:
         connection.execute(
             insert(models.CorpusRow).values(tenant="default", name="other", created_at=datetime.now(UTC))
         )
+        names = connection.scalars(text("SELECT name FROM corpora WHERE name = 'other'")).all()
+    assert names == ["other"]
 
 
 def test_aliases_can_move(filled: Settings, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE aliases SET name = 'canary'"))
+        assert set(connection.scalars(text("SELECT name FROM aliases"))) == {"canary"}
         connection.execute(text("DELETE FROM aliases"))
+        assert not connection.scalars(text("SELECT name FROM aliases")).all()
 
 
 def test_a_session_refuses_before_the_database_does(filled: Settings) -> None:

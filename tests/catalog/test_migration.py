@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect
+from typer.testing import CliRunner
 
 import cartridge_core
 from cartridge_core.catalog import Catalog, catalog_session, models, record_corpus
 from cartridge_core.catalog.base import Base
 from cartridge_core.catalog.migration import alembic_config, downgrade, head_revision, migrations_folder, upgrade
 from cartridge_core.catalog.session import open_engine
+from cartridge_core.cli.main import app
 from cartridge_core.errors import CatalogError
 from cartridge_core.settings import Settings
 from tests.catalog.conftest import Postgres
@@ -117,6 +120,28 @@ def test_a_server_is_never_upgraded_behind_its_back(postgres: Postgres, tmp_path
     upgrade(engine)
     Catalog(settings).close()
     engine.dispose()
+
+
+def test_a_command_upgrades_a_server_and_then_finds_nothing_to_do(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.place()
+    monkeypatch.setenv("CARTRIDGE_HOME", str(tmp_path))
+    monkeypatch.setenv("CARTRIDGE_CATALOG_URL", url)
+    runs = [CliRunner().invoke(app, ["catalog", "upgrade", "--json"], catch_exceptions=False) for _ in range(2)]
+    assert [run.exit_code for run in runs] == [0, 0]
+    assert [json.loads(run.stdout)["before"] for run in runs] == [None, head_revision()]
+    Catalog(Settings(home=tmp_path, catalog_url=url)).close()
+
+
+def test_the_command_refuses_a_newer_catalog(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    monkeypatch.setenv("CARTRIDGE_CATALOG_URL", settings.catalog_url)
+    run = CliRunner().invoke(app, ["catalog", "upgrade"])
+    assert run.exit_code == 1 and "newer than this software's" in run.stderr
 
 
 def test_a_newer_catalog_is_refused(settings: Settings, engine: Engine) -> None:
