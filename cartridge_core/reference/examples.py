@@ -119,13 +119,17 @@ def _unstated(
             return ask_unstated(rng, name, fact.attribute, wordings)
 
 
-def _focused(rng: random.Random, document: WorldDocument) -> Turn:
+def _focused(rng: random.Random, documents: tuple[WorldDocument, ...]) -> Turn:
+    """Role A pointed at a sentence: about a fact that it states, else the first one of whom it names, else the first
+    one of all. A small model cannot pick one of many by chance: it would mix them up."""
+    document = rng.choice(documents)
     sentence = rng.choice(sentences(document.text))
     words = set(re.findall(r"\w+", sentence))
     named = [fact for fact in document.facts if fact.name in sentence]
     stated = [fact for fact in named if {fact.attribute, fact.value} <= words]
-    fact = rng.choice(stated or named or document.facts)
-    of_entity = [other for other in document.facts if other.name == fact.name]
+    about = document if named else documents[0]
+    fact = rng.choice(stated) if stated else (named or about.facts)[0]
+    of_entity = [other for other in about.facts if other.name == fact.name]
     return draw_focused(rng, rng.choice(list(SEED_FAMILIES)), sentence, fact, of_entity)
 
 
@@ -140,7 +144,7 @@ def draw(
     if family == "unstated":
         return _unstated(rng, documents, split, wordings)
     if family == "role_a_focused":
-        return _focused(rng, rng.choice(documents))
+        return _focused(rng, documents)
     facts: list[Fact] = [fact for document in documents for fact in document.facts]
     fact = rng.choice(facts)
     of_entity = [other for other in facts if other.name == fact.name]

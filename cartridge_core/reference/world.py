@@ -7,7 +7,7 @@ split never draws, so that a model evaluated on them has to read and cannot reme
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cartridge_core.reference.words import BRANDS, FIRST_NAMES, LAST_NAMES, PART_NOUNS, VALUES
@@ -101,13 +101,19 @@ class WorldDocument:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much a corpus says. `attributes` limits how many attributes are in use (None: all of a kind)."""
+    """How much a corpus says.
+
+    The optional numbers limit how many different words a document uses (None: all of its kind). Few name words make
+    namesakes, whom only the other half of the name tells apart.
+    """
 
     entities: int
     facts_per_entity: int
     attributes: int | None = None
     filler: bool = True
     documents: int = 1
+    first_names: int | None = None
+    second_names: int | None = None
 
 
 def is_held_out(name: str) -> bool:
@@ -169,6 +175,10 @@ def generate_document(
     attributes = list(kind.attributes)
     if scale.attributes is not None:
         attributes = rng.sample(attributes, scale.attributes)
+    if scale.first_names is not None:
+        kind = replace(kind, first=tuple(rng.sample(kind.first, scale.first_names)))
+    if scale.second_names is not None:
+        kind = replace(kind, second=tuple(rng.sample(kind.second, scale.second_names)))
     by_entity = []
     for name in _names(rng, kind, scale.entities, split, taken):
         stated = rng.sample(attributes, min(scale.facts_per_entity, len(attributes)))
@@ -193,7 +203,7 @@ def generate_corpus(
     for index in range(scale.documents):
         kind = KINDS[(first + index) % len(KINDS)]
         entities = scale.entities // scale.documents + (index < scale.entities % scale.documents)
-        part = Scale(entities, scale.facts_per_entity, scale.attributes, scale.filler)
+        part = replace(scale, entities=entities, documents=1)
         title = kind.title if scale.documents <= len(KINDS) else f"{kind.title} {10 + index}"
         documents.append(generate_document(rng, kind, part, split, title, names if distinct else set()))
     return tuple(documents)
