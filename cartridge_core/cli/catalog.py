@@ -19,9 +19,10 @@ def group() -> None:
 def upgrade(as_json: JsonOption = False) -> None:
     """Bring the catalog's schema up to date; one that is stays as it is. Take a backup of a server first.
 
-    The embedded catalog is brought up to date whenever it is opened; a server's only by this command.
+    The embedded catalog is brought up to date whenever it is opened; a server's (`CARTRIDGE_CATALOG_URL`) only by this
+    command.
 
-    Example: `CARTRIDGE_CATALOG_URL=postgresql://catalog:...@db/catalog cartridge catalog upgrade`
+    Example: `cartridge catalog upgrade`
     """
     done = upgrade_catalog(Settings())
     title = "Already up to date" if done.before == done.after else "Brought up to date"

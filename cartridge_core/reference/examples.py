@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from cartridge_core.prompts import SYSTEM_TEMPLATE
 from cartridge_core.reference.phrasing import (
     NOT_STATED,
+    OTHER_QUESTIONS,
     QUESTIONS,
     Turn,
     ask_question,
     ask_unstated,
-    draw_focused,
     draw_role_a,
     draw_turn,
 )
@@ -20,20 +20,18 @@ from cartridge_core.reference.world import KINDS, Fact, Scale, Split, WorldDocum
 from cartridge_core.selfstudy.focus import sentences
 from cartridge_core.selfstudy.seeds import SEED_FAMILIES
 
-FAMILIES = ("question", "use_case", "creative", "structuring", "summarization", "unstated", "role_a", "role_a_focused")
-HEAVY = 5.0  # a heavy word counts this much in the loss; the words around it are soon learnt
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """What rows are made of."""
-
-    families: tuple[float, ...]
-    """Share of each of `FAMILIES`."""
-    all_content_heavy: bool
-    """Whether every name, attribute and value is heavy, or only the values that were looked up."""
-    wordings: tuple[str, ...] = QUESTIONS
-    """How plain questions are put to role B."""
+FAMILY_SHARES = {
+    "question": 0.30,
+    "use_case": 0.06,
+    "creative": 0.06,
+    "structuring": 0.18,
+    "summarization": 0.15,
+    "unstated": 0.07,
+    "role_a": 0.18,
+}
+"""Kinds of turns and the share of each in training."""
+FAMILIES = tuple(FAMILY_SHARES)
+HEAVY = 5.0  # a word that names something counts this much in the loss; the words around it are soon learnt
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,8 @@ def corpus_text(documents: tuple[WorldDocument, ...]) -> str:
 class RowBuilder:
     """Draws rows and turns them into token ids."""
 
-    def __init__(self, tokenizer, mixture: Mixture) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, tokenizer) -> None:  # type: ignore[no-untyped-def]
         self._tokenizer = tokenizer
-        self._mixture = mixture
         self._bos, self._system, self._user, self._assistant, self._end = tokenizer.convert_tokens_to_ids(
             ["<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
         )
@@ -82,8 +79,7 @@ class RowBuilder:
         question = [self._user, *self._encode(turn.question), self._end, self._assistant]
         answer = [*self._encode(turn.answer), self._end]
         looked_up = set(self._encode(" ".join(turn.values))) if turn.values else set()
-        heavy = looked_up | self._content if self._mixture.all_content_heavy else looked_up
-        weights = [HEAVY if token in heavy else 1.0 for token in answer]
+        weights = [HEAVY if token in self._content else 1.0 for token in answer]
         family = FAMILIES.index(turn.family)
         marks = [family + len(FAMILIES) if token in looked_up else family for token in answer]
         return Row(question + answer, [0.0] * len(question) + weights, [-1] * len(question) + marks)
@@ -95,8 +91,8 @@ class RowBuilder:
         weights, families = [0.0] * len(token_ids), [-1] * len(token_ids)
         end = len(token_ids) + turn_tokens
         while len(token_ids) < end:
-            family = rng.choices(FAMILIES, self._mixture.families)[0]
-            turn = self.turn(draw(rng, documents, split, family, self._mixture.wordings))
+            family = rng.choices(tuple(FAMILY_SHARES), tuple(FAMILY_SHARES.values()))[0]
+            turn = self.turn(draw(rng, documents, split, family, (*QUESTIONS, *OTHER_QUESTIONS)))
             token_ids += turn.token_ids
             weights += turn.weights
             families += turn.families
@@ -119,7 +115,7 @@ def _unstated(
             return ask_unstated(rng, name, fact.attribute, wordings)
 
 
-def _focused(rng: random.Random, documents: tuple[WorldDocument, ...]) -> Turn:
+def _role_a(rng: random.Random, documents: tuple[WorldDocument, ...]) -> Turn:
     """Role A pointed at a sentence: about a fact that it states, else the first one of whom it names, else the first
     one of all. A small model cannot pick one of many by chance: it would mix them up."""
     document = rng.choice(documents)
@@ -130,7 +126,7 @@ def _focused(rng: random.Random, documents: tuple[WorldDocument, ...]) -> Turn:
     about = document if named else documents[0]
     fact = rng.choice(stated) if stated else (named or about.facts)[0]
     of_entity = [other for other in about.facts if other.name == fact.name]
-    return draw_focused(rng, rng.choice(list(SEED_FAMILIES)), sentence, fact, of_entity)
+    return draw_role_a(rng, rng.choice(list(SEED_FAMILIES)), sentence, fact, of_entity)
 
 
 def draw(
@@ -143,13 +139,11 @@ def draw(
     """A turn of a family about a fact drawn uniformly."""
     if family == "unstated":
         return _unstated(rng, documents, split, wordings)
-    if family == "role_a_focused":
-        return _focused(rng, documents)
+    if family == "role_a":
+        return _role_a(rng, documents)
     facts: list[Fact] = [fact for document in documents for fact in document.facts]
     fact = rng.choice(facts)
     of_entity = [other for other in facts if other.name == fact.name]
     if family == "question":
         return ask_question(rng, fact, wordings)
-    if family == "role_a":
-        return draw_role_a(rng, rng.choice(list(SEED_FAMILIES)), fact, of_entity)
     return draw_turn(rng, family, fact, of_entity)

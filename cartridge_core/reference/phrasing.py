@@ -121,13 +121,11 @@ def draw_turn(rng: random.Random, family: str, fact: Fact, facts_of_entity: list
     return ask_json(rng, facts_of_entity)
 
 
-def draw_role_a(rng: random.Random, family: str, fact: Fact, facts_of_entity: list[Fact]) -> Turn:
-    """Role A of self-study: the seed prompt is the user message, the family's question is the reply."""
-    return Turn("role_a", rng.choice(SEED_FAMILIES[family]), draw_turn(rng, family, fact, facts_of_entity).question)
+def draw_role_a(rng: random.Random, family: str, sentence: str, fact: Fact, facts_of_entity: list[Fact]) -> Turn:
+    """Role A of self-study, pointed at a sentence that states `fact`, or names its entity, or neither.
 
-
-def draw_focused(rng: random.Random, family: str, sentence: str, fact: Fact, facts_of_entity: list[Fact]) -> Turn:
-    """Role A pointed at a sentence that states `fact`, or names its entity, or neither."""
+    The seed prompt is the user message, the family's question is the reply.
+    """
     if family == "structuring" and rng.random() < 0.5:
         question = rng.choice(PARTIAL_JSON).format(attributes=fact.attribute, name=fact.name)
     elif family == "structuring":
@@ -135,4 +133,4 @@ def draw_focused(rng: random.Random, family: str, sentence: str, fact: Fact, fac
     else:
         question = draw_turn(rng, family, fact, facts_of_entity).question
     seed_prompt = rng.choice(SEED_FAMILIES[family])
-    return Turn("role_a_focused", FOCUS_TEMPLATE.format(seed_prompt=seed_prompt, sentence=sentence), question)
+    return Turn("role_a", FOCUS_TEMPLATE.format(seed_prompt=seed_prompt, sentence=sentence), question)

@@ -1,8 +1,7 @@
 """Trains the reference model from scratch, seeded and deterministic; run through `make reference-model`.
 
-A curriculum of ever longer corpora in which the look-up is learnt, then all lengths at once with weight on everything
-that is named, in which the model learns to ask, to list and to structure. A phase starts from the weights
-that the one before saved, so that a run can be taken up between them.
+A curriculum of ever longer corpora, then all lengths at once. A phase starts from the weights that the one before
+saved, so that a run can be taken up between them.
 """
 
 import argparse
@@ -18,23 +17,21 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from cartridge_core.models import REFERENCE_PATH
-from cartridge_core.reference.architecture import Shape, as_llama, build_config, build_model
-from cartridge_core.reference.examples import FAMILIES, Mixture, Row, RowBuilder
-from cartridge_core.reference.phrasing import OTHER_QUESTIONS, QUESTIONS
-from cartridge_core.reference.tokenizer import build_tokenizer
+from cartridge_core.reference.architecture import as_llama, build_config, build_model
+from cartridge_core.reference.examples import FAMILIES, FAMILY_SHARES, Row, RowBuilder
+from cartridge_core.reference.shape import Shape
+from cartridge_core.reference.tokenizer import build_tokenizer, word_classes
 from cartridge_core.reference.world import WORLD_VERSION, Scale
 
 LEVELS: tuple[tuple[Scale, int], ...] = (
-    (Scale(3, 1, 1, filler=False), 60),
-    (Scale(4, 2, 2, filler=False), 80),
-    (Scale(6, 3, 4, filler=False), 120),
-    (Scale(8, 4, 6), 160),
-    (Scale(10, 6), 240),
-    (Scale(17, 7, documents=2), 400),
-    (Scale(26, 7, documents=3), 500),
-    (Scale(40, 7, documents=3), 600),
+    (Scale(6, 3, 4, filler=False), 168),
+    (Scale(8, 4, 6), 224),
+    (Scale(10, 6), 336),
+    (Scale(17, 7, documents=2), 560),
+    (Scale(26, 7, documents=3), 700),
+    (Scale(40, 7, documents=3), 840),
 )
-"""Corpora of each level, with the tokens of turns that follow one; about 25 to 3,100 tokens of corpus."""
+"""Corpora of each level, with the tokens of turns that follow one; about 200 to 3,100 tokens of corpus."""
 
 
 @dataclass(frozen=True)
@@ -42,57 +39,20 @@ class Phase:
     """A stretch of training with an optimizer and a schedule of its own."""
 
     steps: int
-    mixture: Mixture
     first_level: int
     easier_share: float
-    warmup_steps: int
+    """Share of batches from levels below the current one."""
+    peak: float
+    """Learning rate after the warm-up."""
     decay_share: float
-    peak: float = 2e-3
-    easiest_level: int = 0
-    turns: float = 1.0
-    """Tokens of turns that follow a corpus, as a multiple of the level's."""
-    namesakes: float = 0.0
-    """Share of corpora in which two to four entities of a document share one half of their names."""
+    """Share of steps over which it falls at the end."""
+    warmup_steps: int = 40
 
 
 PHASES = (
-    Phase(900, Mixture((0.36, 0.09, 0.09, 0.16, 0.08, 0.07, 0.15, 0.0), False), 0, 0.4, 50, 0.0),
-    Phase(300, Mixture((0.28, 0.06, 0.06, 0.16, 0.12, 0.07, 0.25, 0.0), True), len(LEVELS) - 1, 0.6, 30, 0.0),
-    Phase(700, Mixture((0.28, 0.06, 0.06, 0.18, 0.14, 0.07, 0.03, 0.18), True), len(LEVELS) - 1, 0.6, 30, 0.6),
-    Phase(
-        steps=400,
-        mixture=Mixture((0.29, 0.05, 0.05, 0.18, 0.16, 0.07, 0.0, 0.20), True, (*QUESTIONS, *OTHER_QUESTIONS)),
-        first_level=len(LEVELS) - 1,
-        easier_share=0.65,
-        warmup_steps=20,
-        decay_share=1.0,
-        peak=1e-3,
-        easiest_level=3,
-    ),
-    Phase(
-        steps=800,
-        mixture=Mixture((0.28, 0.05, 0.05, 0.18, 0.18, 0.06, 0.0, 0.20), True, (*QUESTIONS, *OTHER_QUESTIONS)),
-        first_level=len(LEVELS) - 1,
-        easier_share=0.6,
-        warmup_steps=30,
-        decay_share=1.0,
-        peak=1.5e-3,
-        easiest_level=5,
-        turns=1.4,
-    ),
-    # What is still confused here are entities that share a last name: 30% of their facts, and 0.4% of all others.
-    Phase(
-        steps=500,
-        mixture=Mixture((0.30, 0.05, 0.05, 0.17, 0.17, 0.06, 0.0, 0.20), True, (*QUESTIONS, *OTHER_QUESTIONS)),
-        first_level=len(LEVELS) - 1,
-        easier_share=0.7,
-        warmup_steps=30,
-        decay_share=1.0,
-        peak=1.5e-3,
-        easiest_level=4,
-        turns=1.4,
-        namesakes=0.8,
-    ),
+    # Slowly: until the words around an answer are learnt, large steps would undo the seeded circuit.
+    Phase(steps=300, first_level=1, easier_share=0.5, peak=5e-4, decay_share=0.0),
+    Phase(steps=1500, first_level=len(LEVELS) - 1, easier_share=0.6, peak=8e-4, decay_share=0.7),
 )
 
 
@@ -102,9 +62,11 @@ class ReferenceTrainingConfig:
 
     seed: int = 20261124
     tokens_per_batch: int = 6000
+    namesakes: float = 0.4
+    """Share of corpora in which two to four entities of a document share one half of their names."""
     next_level_at: float = 0.9
     min_steps_a_level: int = 40
-    max_steps_a_level: int = 150
+    max_steps_a_level: int = 80
     phases: tuple[Phase, ...] = PHASES
 
 
@@ -113,7 +75,7 @@ class Curriculum:
 
     def __init__(self, config: ReferenceTrainingConfig, phase: Phase) -> None:
         self._config = config
-        self._easier_share, self._easiest = phase.easier_share, phase.easiest_level
+        self._easier_share = phase.easier_share
         self.level = phase.first_level
         self.accuracy = 0.0
         self._steps_here = 0
@@ -121,7 +83,7 @@ class Curriculum:
     def draw(self, rng: random.Random) -> int:
         """The current level, or now and then an easier one, so that nothing is unlearnt."""
         if self.level and rng.random() < self._easier_share:
-            return rng.randrange(self._easiest, self.level)
+            return rng.randrange(self.level)
         return self.level
 
     def observe(self, level: int, accuracy: float) -> None:
@@ -149,14 +111,12 @@ def _with_namesakes(rng: random.Random, scale: Scale) -> Scale:
     return replace(scale, first_names=few) if rng.random() < 0.25 else replace(scale, second_names=few)
 
 
-def _batch(
-    builder: RowBuilder, rng: random.Random, level: int, config: ReferenceTrainingConfig, phase: Phase
-) -> list[Row]:
+def _batch(builder: RowBuilder, rng: random.Random, level: int, config: ReferenceTrainingConfig) -> list[Row]:
     def draw() -> Row:
         scale, turn_tokens = LEVELS[level]
-        if phase.namesakes and rng.random() < phase.namesakes:
+        if rng.random() < config.namesakes:
             scale = _with_namesakes(rng, scale)
-        return builder.row(rng, scale, "train", round(turn_tokens * phase.turns))
+        return builder.row(rng, scale, "train", turn_tokens)
 
     rows = [draw()]
     while sum(len(row.token_ids) for row in rows) + len(rows[0].token_ids) <= config.tokens_per_batch:
@@ -199,7 +159,7 @@ def train_phase(  # type: ignore[no-untyped-def]
     device = next(model.parameters()).device
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak, betas=(0.9, 0.98), weight_decay=0.01)
-    builder = RowBuilder(tokenizer, phase.mixture)
+    builder = RowBuilder(tokenizer)
     curriculum = Curriculum(config, phase)
     single_fact = torch.tensor(
         [FAMILIES.index(name) + len(FAMILIES) for name in ("question", "use_case", "creative")], device=device
@@ -208,7 +168,7 @@ def train_phase(  # type: ignore[no-untyped-def]
     tokens, started = 0, time.monotonic()
     for step in range(phase.steps):
         level = curriculum.draw(rng)
-        ids, weights, families = _tensors(_batch(builder, rng, level, config, phase), device)
+        ids, weights, families = _tensors(_batch(builder, rng, level, config), device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, phase)
         loss, hits, mask = loss_and_hits(model, ids, weights)
@@ -266,7 +226,7 @@ def load(folder: Path, config: Qwen2Config) -> Qwen2ForCausalLM:
 def config_record(config: ReferenceTrainingConfig) -> dict[str, object]:
     """The configuration as it is kept with the weights."""
     levels = [[asdict(scale), turn_tokens] for scale, turn_tokens in LEVELS]
-    return {"world_version": WORLD_VERSION, "levels": levels, "families": FAMILIES, **asdict(config)}
+    return {"world_version": WORLD_VERSION, "levels": levels, "families": FAMILY_SHARES, **asdict(config)}
 
 
 def train(folder: Path, config: ReferenceTrainingConfig, first_phase: int = 0) -> None:
@@ -275,15 +235,16 @@ def train(folder: Path, config: ReferenceTrainingConfig, first_phase: int = 0) -
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    shape = Shape(vocab_size=-(-len(tokenizer) // 64) * 64)
+    shape, words = Shape(vocab_size=-(-len(tokenizer) // 64) * 64), word_classes(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "training_log.jsonl"
     if first_phase == 0:
         log.unlink(missing_ok=True)
-        save(build_model(shape, *ends, config.seed), tokenizer, folder)
+        save(build_model(shape, *ends, words, config.seed), tokenizer, folder)
     for index in range(first_phase, len(config.phases)):
-        fresh = build_model(shape, *ends, config.seed) if index == 0 else load(folder, build_config(shape, *ends))
-        model = fresh.to(device)
+        fresh = index == 0
+        model = build_model(shape, *ends, words, config.seed) if fresh else load(folder, build_config(shape, *ends))
+        model = model.to(device)
         for step, record in train_phase(model, tokenizer, config, index):
             line = json.dumps(record)
             print(line, flush=True)

@@ -1,12 +1,18 @@
 import json
+import random
 
 import pytest
 import torch
+from transformers import Qwen2ForCausalLM
 
 from cartridge_core.models import REFERENCE_PATH, load_base_model
-from cartridge_core.reference.architecture import Shape, as_llama, build_model
+from cartridge_core.reference.architecture import as_llama, build_model
 from cartridge_core.reference.evaluate import evaluate_reference
-from cartridge_core.reference.train import ReferenceTrainingConfig, config_record, learning_rate
+from cartridge_core.reference.examples import FAMILIES, RowBuilder
+from cartridge_core.reference.shape import Shape
+from cartridge_core.reference.tokenizer import WordClasses, build_tokenizer, word_classes
+from cartridge_core.reference.train import ReferenceTrainingConfig, config_record, learning_rate, loss_and_hits
+from cartridge_core.reference.world import Scale
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +51,35 @@ def test_it_reads_asks_and_structures_on_a_world_it_has_never_seen(base):
 
 def test_the_llama_it_is_saved_as_computes_what_the_trained_qwen_computes():
     shape = Shape(vocab_size=192, num_layers=2)
-    model = build_model(shape, 1, 2, 0, seed=3).eval()
+    model = build_model(shape, 1, 2, 0, WordClasses((10, 11), (15,), (20, 21)), seed=3).eval()
     ids = torch.randint(0, 192, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, as_llama(model, torch.float32)(ids).logits, atol=1e-5)
 
 
-def test_the_seeded_circuit_follows_a_repeated_context_before_any_training():
-    """Layer 1 of a fresh model attends to what followed the same words earlier; an unseeded one does not."""
-    shape = Shape(vocab_size=512)
-    model = build_model(shape, 1, 2, 0, seed=0).eval()
-    model.set_attn_implementation("eager")
-    words = torch.randperm(500, generator=torch.Generator().manual_seed(5))[:120] + 8
-    context = words[:100]
-    start = 40
-    ids = torch.cat((context, words[100:110], context[start : start + 5]))[None]
-    with torch.no_grad():
-        weights = model(ids, output_attentions=True).attentions[1][0, :, -1]
-    assert int(weights.mean(0).argmax()) == start + 5
+def looked_up(model, rows):
+    """Share of the values in answers that the model predicts."""
+    hits = []
+    for row in rows:
+        ids, weights = torch.tensor([row.token_ids]), torch.tensor([row.weights])
+        with torch.no_grad():
+            _, right, mask = loss_and_hits(model, ids, weights)
+        values = torch.tensor([row.families])[:, 1:][mask] >= len(FAMILIES)
+        hits += right[values].tolist()
+    return sum(hits) / len(hits)
+
+
+def test_the_seeded_circuit_looks_values_up_before_any_training(monkeypatch):
+    """A fresh model already finds values by name and attribute, namesakes included; an unseeded one finds none."""
+    monkeypatch.setattr("cartridge_core.reference.examples.FAMILY_SHARES", {"question": 1.0})
+    tokenizer = build_tokenizer()
+    builder, rng = RowBuilder(tokenizer), random.Random(5)
+    rows = [builder.row(rng, Scale(8, 4, 6, second_names=3), "train", 200) for _ in range(4)]
+    shape = Shape(vocab_size=len(tokenizer))
+    seeded = build_model(shape, 1, 2, 0, word_classes(tokenizer), seed=0).eval()
+    plain = Qwen2ForCausalLM(seeded.config).eval()
+    assert looked_up(seeded, rows) >= 0.4
+    assert looked_up(plain, rows) <= 0.05
 
 
 def test_phases_warm_up_and_decay_as_stated():
