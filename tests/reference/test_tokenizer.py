@@ -6,7 +6,6 @@ from cartridge_core.prompts import SYSTEM_TEMPLATE
 from cartridge_core.reference.examples import RowBuilder, corpus_text
 from cartridge_core.reference.phrasing import draw_turn
 from cartridge_core.reference.tokenizer import build_tokenizer
-from cartridge_core.reference.train import PHASES
 from cartridge_core.reference.world import Scale, generate_corpus
 from cartridge_core.rendering import prefix_token_ids, render_turns
 from cartridge_core.selfstudy.seeds import SEED_FAMILIES
@@ -55,7 +54,7 @@ def test_training_rows_are_what_rendering_makes(tokenizer):
     """The model is trained on exactly the token ids that study, evaluation and gateway send it."""
     rng = random.Random(6)
     documents = generate_corpus(rng, Scale(3, 3), "train")
-    builder = RowBuilder(tokenizer, PHASES[-1].mixture)
+    builder = RowBuilder(tokenizer)
     assert builder.context(documents) == list(prefix_token_ids(tokenizer, corpus_text(documents)))
     turn = draw_turn(rng, "question", documents[0].facts[0], list(documents[0].facts))
     messages = [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
