@@ -48,7 +48,7 @@ format: $(STAMP)  ## Apply the style
 types: $(STAMP)  ## Type checks
 	$(BIN)/mypy
 
-reference-model: $(STAMP)  ## Train the shipped reference model from scratch (a GPU: minutes; two CPU cores: about 35 minutes)
+reference-model: $(STAMP)  ## Train the shipped reference model from scratch (two CPU cores: about 35 minutes)
 	$(BIN)/python -m cartridge_core.reference.train
 
 wheel: $(STAMP)  ## Build the wheel into dist/

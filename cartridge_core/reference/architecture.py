@@ -5,7 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from cartridge_core.reference.lookup_circuit import seed_lookup
 from cartridge_core.reference.shape import Shape
-from cartridge_core.reference.tokenizer import WordClasses
+from cartridge_core.reference.word_classes import WordClasses
 
 
 def build_config(shape: Shape, bos: int, eos: int, pad: int) -> Qwen2Config:

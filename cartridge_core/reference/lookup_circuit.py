@@ -17,7 +17,7 @@ from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from cartridge_core.reference.shape import Shape
-from cartridge_core.reference.tokenizer import WordClasses
+from cartridge_core.reference.word_classes import WordClasses
 
 QUERY_LOOK_BACK = ((1.0, 1.0), (2.0, 1.0), (4.0, 1.0))
 """For each head that gathers what is asked about: words back, sharpness. "The ward of Mara Voss is" asks at 1, 2, 4.

@@ -5,8 +5,7 @@ that no space stood in the text. So a word is the same token wherever it stands,
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from cartridge_core.prompts import SYSTEM_TEMPLATE
 from cartridge_core.reference import phrasing, words, world
@@ -29,18 +28,6 @@ _PUNCTUATION = (
     ),
     *('▁"⁀', '▁{"⁀', '{"⁀', '":', '",', '"}', "▁(⁀", "▁-", "▁", _JOINER, "▁#", "▁{", "}"),
 )
-
-
-@dataclass(frozen=True)
-class WordClasses:
-    """Token ids of words that matter to a look-up."""
-
-    names: tuple[int, ...]
-    """Halves of names."""
-    attributes: tuple[int, ...]
-    """What can be said of whoever has a name."""
-    values: tuple[int, ...]
-    """Words that are looked up."""
 
 
 def _texts() -> Iterator[str]:
@@ -108,14 +95,3 @@ def build_tokenizer():  # type: ignore[no-untyped-def]  # transformers is not im
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def word_classes(tokenizer) -> WordClasses:  # type: ignore[no-untyped-def]
-    """Which of the tokenizer's words are names, attributes and values."""
-
-    def ids(listed: Iterable[str]) -> tuple[int, ...]:
-        return tuple(tokenizer.convert_tokens_to_ids([f"▁{word}" for word in dict.fromkeys(listed)]))
-
-    names = (*words.FIRST_NAMES, *words.LAST_NAMES, *words.BRANDS, *words.PART_NOUNS)
-    values = (value for values in words.VALUES.values() for value in values)
-    return WordClasses(names=ids(names), attributes=ids(words.VALUES), values=ids(values))

@@ -20,7 +20,8 @@ from cartridge_core.models import REFERENCE_PATH
 from cartridge_core.reference.architecture import as_llama, build_config, build_model
 from cartridge_core.reference.examples import FAMILIES, FAMILY_SHARES, Row, RowBuilder
 from cartridge_core.reference.shape import Shape
-from cartridge_core.reference.tokenizer import build_tokenizer, word_classes
+from cartridge_core.reference.tokenizer import build_tokenizer
+from cartridge_core.reference.word_classes import word_classes
 from cartridge_core.reference.world import WORLD_VERSION, Scale
 
 LEVELS: tuple[tuple[Scale, int], ...] = (
@@ -242,9 +243,11 @@ def train(folder: Path, config: ReferenceTrainingConfig, first_phase: int = 0) -
         log.unlink(missing_ok=True)
         save(build_model(shape, *ends, words, config.seed), tokenizer, folder)
     for index in range(first_phase, len(config.phases)):
-        fresh = index == 0
-        model = build_model(shape, *ends, words, config.seed) if fresh else load(folder, build_config(shape, *ends))
-        model = model.to(device)
+        if index == 0:
+            model = build_model(shape, *ends, words, config.seed)
+        else:
+            model = load(folder, build_config(shape, *ends))
+        model.to(device)
         for step, record in train_phase(model, tokenizer, config, index):
             line = json.dumps(record)
             print(line, flush=True)

@@ -10,8 +10,9 @@ from cartridge_core.reference.architecture import as_llama, build_model
 from cartridge_core.reference.evaluate import evaluate_reference
 from cartridge_core.reference.examples import FAMILIES, RowBuilder
 from cartridge_core.reference.shape import Shape
-from cartridge_core.reference.tokenizer import WordClasses, build_tokenizer, word_classes
+from cartridge_core.reference.tokenizer import build_tokenizer
 from cartridge_core.reference.train import ReferenceTrainingConfig, config_record, learning_rate, loss_and_hits
+from cartridge_core.reference.word_classes import WordClasses, word_classes
 from cartridge_core.reference.world import Scale
 
 
