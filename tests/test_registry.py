@@ -194,9 +194,33 @@ def test_two_at_once_agree_on_one_version(settings: Settings, content: VersionCo
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(results) == 2
     assert len({(result.version, result.model_id) for result in results}) == 1
     with registry_client(settings) as client:
         assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_a_dataset_that_another_process_just_named_is_found(
+    settings: Settings, content: VersionContent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race of the test above in one thread: the database refuses the row once, because it is there by now."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    real, refusals = MlflowClient.log_inputs, ["UNIQUE constraint failed: datasets.digest"]
+
+    def refused_once(self: MlflowClient, *arguments: Any, **options: Any) -> None:
+        if refusals:
+            raise MlflowException(refusals.pop())
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", refused_once)
+    version = register_version(settings, content)
+    with registry_client(settings) as client:
+        assert client.get_run(version.run_id).inputs.dataset_inputs
+    refusals.append("disk full")
+    with pytest.raises(RegistryError, match="disk full"):
+        register_version(settings, replace(content, corpus="other"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cartridge_core.registry.lineage import corpus_input, mlflow_digest
+from cartridge_core.registry.lineage import corpus_input, log_inputs, mlflow_digest
 from cartridge_core.report import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def log_evaluation(
     status = "FAILED"
     try:
         corpus = corpus_input(content.corpus, content.corpus_digest, content.corpus_uri, "evaluation")
-        client.log_inputs(run_id, datasets=[corpus], models=[LoggedModelInput(model_id)])
+        log_inputs(client, run_id, [corpus], [LoggedModelInput(model_id)])
         moment = int(time.time() * 1000)
         client.log_batch(
             run_id,

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, LoggedModelInput
 
 _LONGEST_DIGEST = 36
 """MLflow's column is no wider."""
@@ -39,3 +40,21 @@ def _input(name: str, digest: str, kind: str, source: dict[str, str | None], con
 
     dataset = Dataset(name=name, digest=mlflow_digest(digest), source_type=kind, source=json.dumps(source))
     return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", context)])
+
+
+def log_inputs(
+    client: MlflowClient, run_id: str, datasets: list[DatasetInput], models: list[LoggedModelInput] | None = None
+) -> None:
+    """Say what a run was made from.
+
+    MLflow looks a dataset up and then inserts it: of two processes that name a new one at once, one is refused by the
+    database. The row is there when it asks again, and asking again changes nothing that was written.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_inputs(run_id, datasets=datasets, models=models)
+    except MlflowException as error:
+        if "unique" not in str(error).lower():
+            raise
+        client.log_inputs(run_id, datasets=datasets, models=models)

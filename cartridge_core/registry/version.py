@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cartridge_core.manifest import CartridgeManifest
 from cartridge_core.registry.client import ALREADY_EXISTS, as_default, experiment_id, registry_client
 from cartridge_core.registry.evaluation import log_evaluation
-from cartridge_core.registry.lineage import corpus_input, dataset_input
+from cartridge_core.registry.lineage import corpus_input, dataset_input, log_inputs
 from cartridge_core.registry.names import experiment_name, model_name
 from cartridge_core.report import EvaluationReport
 from cartridge_core.settings import Settings
@@ -156,7 +156,7 @@ def _logged_model(client: MlflowClient, experiment: str, content: VersionContent
         inputs = [corpus_input(content.corpus, content.corpus_digest, content.corpus_uri, "training")]
         if content.manifest.dataset_digest is not None:
             inputs.append(dataset_input(content.corpus, content.manifest.dataset_digest))
-        client.log_inputs(run_id, datasets=inputs)
+        log_inputs(client, run_id, inputs)
         for key, value in params.items():
             client.log_param(run_id, key, value)
         for plot in content.training_plots:
