@@ -69,8 +69,8 @@ SHORT_PLAN = QuickstartPlan(
 LONG_PLAN = QuickstartPlan(
     target="quickstart-long",
     sample=LONG,
-    study=_study(8160),
-    training=TrainingConfig(num_tokens=384, optimizer="muon", learning_rate=1.0, steps=1000, eval_every=100),
+    study=_study(12288),
+    training=TrainingConfig(num_tokens=384, optimizer="muon", learning_rate=1.0, steps=4500, eval_every=250),
     next_token_learning_rates=(),
     evaluation=EvaluationConfig(max_new_tokens=32, allow_overflow=True),
     gate=PromotionGate(min_score_without_icl=0.85),
