@@ -11,6 +11,8 @@ from cartridge_core.selfstudy.seeds import SEED_FAMILIES
 
 FOCUS_TEMPLATE = '{seed_prompt} Ask about this part of the text: "{sentence}"'
 """A seed prompt that points at a sentence."""
+FOCUS_RULE = "each distinct sentence once"
+"""What may be pointed at. Part of a study's identity: change it with the rule."""
 
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -23,6 +25,9 @@ def sentences(text: str) -> list[str]:
 def focused_prompt(seed_prompt: str, text: str, position: float, max_words: int) -> str:
     """The seed prompt, pointed at the sentence that stands at a place of the text.
 
+    A sentence that the text repeats word for word counts once, where it first stands: what is repeated is mostly
+    boilerplate, of which there is nothing to ask, and repeating a fact does not make it two.
+
     Args:
         seed_prompt: One of `SEED_FAMILIES`' wordings.
         text: The chunk's text.
@@ -32,7 +37,7 @@ def focused_prompt(seed_prompt: str, text: str, position: float, max_words: int)
     Returns:
         The pointed prompt, or the seed prompt as it is where the text holds no sentence.
     """
-    found = sentences(text)
+    found = list(dict.fromkeys(sentences(text)))
     if not found:
         return seed_prompt
     words = found[int(position * len(found))].split()

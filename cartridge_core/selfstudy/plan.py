@@ -12,7 +12,7 @@ from cartridge_core.errors import DatasetError
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.prompts import SYSTEM_TEMPLATE
 from cartridge_core.selfstudy.config import SelfStudyConfig
-from cartridge_core.selfstudy.focus import FOCUS_TEMPLATE
+from cartridge_core.selfstudy.focus import FOCUS_RULE, FOCUS_TEMPLATE
 from cartridge_core.selfstudy.question_key import question_key
 from cartridge_core.selfstudy.seeds import SEED_FAMILIES
 
@@ -20,9 +20,9 @@ PLAN_FILE = "plan.json"
 
 
 def prompts_digest(families: Iterable[str]) -> str:
-    """sha256 over the system message around a chunk and the seed prompts of these families."""
+    """sha256 over the system message around a chunk, the seed prompts of these families and what they point at."""
     seed_prompts = {family: SEED_FAMILIES[family] for family in families}
-    return digest_of({"system": SYSTEM_TEMPLATE, "focus": FOCUS_TEMPLATE, "seeds": seed_prompts})
+    return digest_of({"system": SYSTEM_TEMPLATE, "focus": [FOCUS_TEMPLATE, FOCUS_RULE], "seeds": seed_prompts})
 
 
 class StudyPlan(BaseModel):

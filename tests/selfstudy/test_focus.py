@@ -17,6 +17,15 @@ def test_every_sentence_gets_its_turn():
     assert pointed == {FOCUS_TEMPLATE.format(seed_prompt="Ask.", sentence=s) for s in sentences(TEXT)}
 
 
+def test_what_a_text_repeats_is_pointed_at_once():
+    boilerplate = "Report any mistake at once."
+    text = f"First fact. {boilerplate} Second fact.\n{boilerplate}\n{boilerplate}"
+    pointed = [focused_prompt("Ask.", text, spread_position(0.1, index), 24) for index in range(300)]
+    counts = {s: pointed.count(FOCUS_TEMPLATE.format(seed_prompt="Ask.", sentence=s)) for s in sentences(text)}
+    assert sum(counts.values()) == 300
+    assert max(counts.values()) - min(counts.values()) <= 3
+
+
 def test_long_sentences_are_cut_and_texts_without_any_leave_the_prompt_alone():
     assert focused_prompt("Ask.", "one two three four.", 0.0, 2).endswith('"one two"')
     assert focused_prompt("Ask.", "--- 12 %\n", 0.5, 24) == "Ask."
