@@ -3,7 +3,7 @@
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import DatasetError, TrainingError
-from cartridge_core.initialization import INITIALIZERS
+from cartridge_core.initialization.options import NEED_CONVERSATIONS, OPTIONS
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.training.config import TrainingConfig
 
@@ -32,10 +32,7 @@ def check_inputs(
         BaseModelMismatchError: The study was made with another model, revision or tokenizer.
         DatasetError: The study is empty, about another corpus, or rendered in another way.
     """
-    if config.initialization not in INITIALIZERS:
-        raise TrainingError(
-            f"There is no initialisation named {config.initialization!r}.", f"Choose one of {', '.join(INITIALIZERS)}."
-        )
+    _check_initialization(config)
     if config.objective == "next_token":
         if dataset is not None:
             raise TrainingError(
@@ -63,6 +60,23 @@ def check_inputs(
     if not len(dataset):
         raise DatasetError("The dataset holds no conversation.", "Study with more conversations, or longer answers.")
     _check_length(identity, max_positions, config, int(dataset.lengths.max()), "conversations")
+
+
+def _check_initialization(config: TrainingConfig) -> None:
+    # A configuration checks itself when it is made; a changed copy of one does not.
+    name = config.initialization
+    if name not in OPTIONS:
+        raise TrainingError(f"There is no initialisation named {name!r}.", f"Choose one of {', '.join(OPTIONS)}.")
+    if type(config.initialization_options) is not OPTIONS[name]:
+        raise TrainingError(
+            f"Initialisation {name!r} was given the options of another one.",
+            "State `initialization` and `initialization_options` together.",
+        )
+    if name in NEED_CONVERSATIONS and config.objective == "next_token":
+        raise TrainingError(
+            f"Initialisation {name!r} needs a study's conversations, which next-token training has not.",
+            "Choose another initialisation, or the objective 'distillation'.",
+        )
 
 
 def _check_length(

@@ -12,7 +12,6 @@ from cartridge_core.cartridge import Cartridge
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import ArtifactError, TrainingError
-from cartridge_core.initialization import INITIALIZERS
 from cartridge_core.models import BaseModel
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.rendering import template_digest
@@ -22,6 +21,7 @@ from cartridge_core.training.checks import check_inputs
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.curve import HeldOutPoint, LossCurve, TrainPoint
 from cartridge_core.training.held_out import HeldOut, HeldOutScore
+from cartridge_core.training.initial import initial_prefix
 from cartridge_core.training.loss import cross_entropy
 from cartridge_core.training.objective import OBJECTIVES
 from cartridge_core.training.optimizer import OPTIMIZERS, set_learning_rate
@@ -108,7 +108,7 @@ class _Run:
         self._started = time.perf_counter()
         self.base, self.config, self.folder = base, config, folder
         self.material = OBJECTIVES[config.objective](base, corpus, dataset, config)
-        initial = INITIALIZERS[config.initialization](base, corpus.text(), config.num_tokens, config.seed)
+        initial = initial_prefix(base, corpus, dataset, config)
         self.prefix = TrainablePrefix(initial, config.num_frozen_tokens, base.device)
         self.optimizer = OPTIMIZERS[config.optimizer](self.prefix.parameters(), config)
         self.held_out = HeldOut(base, self.material.held_out, config.micro_batch_tokens)

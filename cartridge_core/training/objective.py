@@ -34,6 +34,13 @@ class Material:
     """Different examples to train on; windows of text are counted by how many cover it."""
 
 
+def split_study(
+    dataset: ConversationDataset, config: TrainingConfig
+) -> tuple[ConversationDataset, ConversationDataset]:
+    """A study's conversations to train on, and the held-out ones."""
+    return dataset.split(min(config.held_out_fraction, config.max_held_out / len(dataset)), config.seed)
+
+
 def distillation(
     base: BaseModel, corpus: Corpus, dataset: ConversationDataset | None, config: TrainingConfig
 ) -> Material:
@@ -44,8 +51,7 @@ def distillation(
     """
     if dataset is None or not len(dataset):
         raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
-    fraction = min(config.held_out_fraction, config.max_held_out / len(dataset))
-    train, held_out = dataset.split(fraction, config.seed)
+    train, held_out = split_study(dataset, config)
     return Material(ConversationStream(list(train), config.batch_size, config.seed), list(held_out), len(train))
 
 
