@@ -55,9 +55,7 @@ class AttentionMatchingOptions(InitializationOptions):
     """Most tokens of the corpus that are read at once; None for as many as the model's window has room for."""
 
 
-AnyOptions = (
-    AttentionMatchingOptions | SampledChunksOptions | TextOptions | CartridgeOptions | InitializationOptions
-)
+AnyOptions = AttentionMatchingOptions | SampledChunksOptions | TextOptions | CartridgeOptions | InitializationOptions
 """Options of any initialiser."""
 
 OPTIONS: dict[str, type[InitializationOptions]] = {

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cartridge_core.corpus.document import document_header, document_text
 from cartridge_core.corpus.corpus import Corpus
+from cartridge_core.corpus.document import document_header, document_text
 from cartridge_core.errors import TrainingError
 from cartridge_core.initialization.source import InitializationSource
 from cartridge_core.rendering import prefix_token_ids

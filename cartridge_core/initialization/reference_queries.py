@@ -41,9 +41,7 @@ class LayerQueries:
     def of_head(self, head: int, chosen: Tensor | None = None) -> "HeadQueries":
         """The queries of one key/value head, all or those at some places."""
         at = slice(None) if chosen is None else chosen
-        return HeadQueries(
-            self.queries[head][at], self.own_mass[head][at], self.own_output[head][at], self.index[at]
-        )
+        return HeadQueries(self.queries[head][at], self.own_mass[head][at], self.own_output[head][at], self.index[at])
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +153,7 @@ def _attention(
         """`[B, kv heads, group, T, ...]` to `[kv heads, group * tokens, ...]`."""
         return tensor.movedim(0, 2)[:, :, valid].flatten(1, 2)
 
-    found = LayerQueries(
-        pooled(scaled), pooled(own_mass), pooled(own_output), place.repeat(group), row.repeat(group)
-    )
+    found = LayerQueries(pooled(scaled), pooled(own_mass), pooled(own_output), place.repeat(group), row.repeat(group))
     given = active.fit(layer, found).view(kv_heads, group, len(row), dim)
     out = query.new_zeros(kv_heads, group, batch, length, dim)
     out[:, :, valid] = given.to(out.dtype)

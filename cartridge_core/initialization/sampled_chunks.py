@@ -31,9 +31,7 @@ def sampled_chunks(source: InitializationSource) -> PrefixKV:
             f"Choose at least {head + 1} tokens, or the initialisation 'first_tokens'.",
         )
     window = source.options_for(SampledChunksOptions).window_tokens
-    return prefill(
-        source.base, ids[:head] + sample_windows(ids[head:], source.num_tokens - head, window, source.seed)
-    )
+    return prefill(source.base, ids[:head] + sample_windows(ids[head:], source.num_tokens - head, window, source.seed))
 
 
 def head_length(base: BaseModel, ids: Sequence[int]) -> int:

@@ -5,7 +5,13 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cartridge_core.digest import digest_of
-from cartridge_core.initialization.options import NEED_CONVERSATIONS, AnyOptions, InitializationOptions, check_name, options_of
+from cartridge_core.initialization.options import (
+    NEED_CONVERSATIONS,
+    AnyOptions,
+    InitializationOptions,
+    check_name,
+    options_of,
+)
 
 DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 0.5}
 """By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an orthogonalised update has another scale."""
