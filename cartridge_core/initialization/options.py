@@ -49,7 +49,7 @@ class AttentionMatchingOptions(InitializationOptions):
     """Pull of the fitted values towards the corpus's own, as a share of the mean diagonal of the normal equations."""
     key_steps: int = Field(default=200, gt=0)
     """Gradient steps on the keys (`optimized`); none of them passes through the model."""
-    key_step_size: float = Field(default=0.1, gt=0)
+    key_step_size: float = Field(default=0.3, gt=0)
     """Largest step of a key's channel (`optimized`), as a share of the keys' standard deviation."""
     max_piece_tokens: int | None = Field(default=None, gt=0)
     """Most tokens of the corpus that are read at once; None for as many as the model's window has room for."""

@@ -42,15 +42,10 @@ def head_length(base: BaseModel, ids: Sequence[int]) -> int:
 
 
 def sample_windows(ids: Sequence[int], count: int, window: int, seed: int) -> list[int]:
-    """`count` tokens of a text: random windows in the text's order, no token twice; the last one is cut to fit."""
-    rng = random.Random(seed)
+    """`count` tokens of a text: random windows in the text's order, no token twice; the last one is as long as is left."""
     window = min(window, count)
-    needed = -(-count // window)
-    slack = len(ids) - needed * window
-    if slack < 0:
-        # Only the last window reaches over the end: there is no choice.
-        return list(ids[:count])
-    # Distinct places on a line from which all windows but one token each were removed: none can overlap.
-    places = sorted(rng.choices(range(slack + 1), k=needed))
+    # Distinct places on a line from which the windows were cut out: put back in, none can overlap another.
+    places = sorted(random.Random(seed).choices(range(len(ids) - count + 1), k=-(-count // window)))
     starts = [place + index * window for index, place in enumerate(places)]
-    return [token for start in starts for token in ids[start : start + window]][:count]
+    lengths = [min(window, count - index * window) for index in range(len(places))]
+    return [token for start, length in zip(starts, lengths, strict=True) for token in ids[start : start + length]]
