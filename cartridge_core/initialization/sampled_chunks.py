@@ -42,7 +42,7 @@ def head_length(base: BaseModel, ids: Sequence[int]) -> int:
 
 
 def sample_windows(ids: Sequence[int], count: int, window: int, seed: int) -> list[int]:
-    """`count` tokens of a text: random windows in the text's order, no token twice; the last one is as long as is left."""
+    """`count` tokens of a text: random windows in its order, no token twice; the last one is what is left."""
     window = min(window, count)
     # Distinct places on a line from which the windows were cut out: put back in, none can overlap another.
     places = sorted(random.Random(seed).choices(range(len(ids) - count + 1), k=-(-count // window)))

@@ -46,7 +46,7 @@ def conversations(base: BaseModel, count: int = 24, first: int = 0) -> list[Conv
         said(
             base,
             f"What is the {things[i % 6]} of patient {i}?",
-            f"The {things[i * 5 % 6]} is {'green blue seven nine'.split()[i % 4]} {i * 7}.",
+            f"The {things[i * 5 % 6]} is {['green', 'blue', 'seven', 'nine'][i % 4]} {i * 7}.",
             f"0123456789ab:{i % 2}:{i}-{i + 60}",
         )
         for i in range(first, first + count)
@@ -72,6 +72,8 @@ def sourced(corpus: Corpus) -> Sourced:
     ) -> InitializationSource:
         if name == "text":
             options.setdefault("text", OTHER)
+        if name == "attention_matching":
+            options.setdefault("key_steps", 20)
         stated: InitializationOptions = OPTIONS[name].model_validate(options)
         heard = conversations(base) if asked is None else asked
         return InitializationSource(base, corpus, num_tokens, seed, heard, stated)

@@ -102,9 +102,7 @@ def test_optimized_keys_fit_better_than_kept_ones(tiny_base: Tiny, sourced: Sour
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
-def test_a_corpus_in_pieces_is_matched_as_a_whole(
-    tiny_base: Tiny, sourced: Sourced, corpus: Corpus, kind: str
-) -> None:
+def test_a_corpus_in_pieces_is_matched_as_a_whole(tiny_base: Tiny, sourced: Sourced, corpus: Corpus, kind: str) -> None:
     base = tiny_base(kind)
     source = sourced(base, "attention_matching", 40, max_piece_tokens=90, keys="merged")
     heard = source.conversations

@@ -12,7 +12,8 @@ from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import TrainingError
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.inference.score import token_logprobs
-from cartridge_core.initialization import INITIALIZERS
+from cartridge_core.initialization.first_tokens import first_tokens
+from cartridge_core.initialization.source import InitializationSource
 from cartridge_core.models import BaseModel
 from cartridge_core.rendering import prefix_token_ids
 from cartridge_core.training import loop
@@ -81,7 +82,7 @@ def test_equal_inputs_give_equal_tensors_and_other_seeds_others(
 def test_micro_batches_give_the_mean_over_all_tokens(
     base: BaseModel, corpus: Corpus, study: ConversationDataset
 ) -> None:
-    initial = INITIALIZERS["first_tokens"](base, corpus.text(), 8, 0)
+    initial = first_tokens(InitializationSource(base, corpus, 8))
     examples = list(study)[:13]
 
     def gradients(max_tokens: int) -> tuple[float, list[torch.Tensor]]:
