@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cartridge_core.cartridge import PrefixKV
+from cartridge_core.errors import UnsupportedModelError
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.initialization.attention_output import Keys, attend, attend_and_score
 from cartridge_core.initialization.first_tokens import check_length
@@ -35,7 +36,8 @@ def attention_matching(source: InitializationSource) -> PrefixKV:
 
     Raises:
         TrainingError: There are no conversations, or the corpus is shorter than the Cartridge.
-        UnsupportedModelError: The model's RoPE frequencies change with the length of the text.
+        UnsupportedModelError: The model's RoPE frequencies change with the length of the text, or a layer of it
+            attends to the keys of another.
     """
     options = source.options_for(AttentionMatchingOptions)
     base = source.base
@@ -126,7 +128,10 @@ class _Matching:
         piece, count = self.pieces[index], self.shares[index]
         key, value = piece.keys[layer], piece.values[layer]
         if key is None or value is None:
-            raise ValueError(f"layer {layer} attends, but its prefill holds no keys")
+            raise UnsupportedModelError(
+                f"Layer {layer} of {self.base.identity.id} attends to keys of another layer.",
+                "Choose another initialisation than attention matching.",
+            )
         inv_freq = self.base.inv_freq(layer)
         length, before = piece.num_tokens, sum(self.shares[:index])
         place = torch.arange(length, device=key.device)

@@ -8,6 +8,7 @@ from cartridge_core.digest import digest_of
 from cartridge_core.initialization.options import (
     NEED_CONVERSATIONS,
     AnyOptions,
+    CartridgeOptions,
     InitializationOptions,
     check_name,
     options_of,
@@ -95,6 +96,14 @@ class TrainingConfig(BaseModel):
         if self.initialization in NEED_CONVERSATIONS and self.objective == "next_token":
             raise ValueError(f"initialization={self.initialization!r} needs the conversations of a study")
         return self
+
+    def for_another_process(self) -> dict[str, Any]:
+        """The configuration as JSON values, with the places of files that are no part of its identity."""
+        options = self.initialization_options
+        stated = self.model_dump(mode="json")
+        if isinstance(options, CartridgeOptions) and options.folder is not None:
+            stated["initialization_options"]["folder"] = str(options.folder.absolute())
+        return stated
 
     @property
     def digest(self) -> str:

@@ -57,6 +57,10 @@ def test_the_content_of_a_text_is_part_of_the_identity_and_a_folder_is_not() -> 
         for digest, folder in (("a" * 64, Path("here")), ("a" * 64, Path("there")), ("b" * 64, Path("here")))
     )
     assert here.digest == there.digest != another.digest
+    passed_on = TrainingConfig.model_validate(there.for_another_process())
+    assert passed_on.digest == there.digest
+    assert isinstance(passed_on.initialization_options, CartridgeOptions)
+    assert passed_on.initialization_options.folder == Path("there").absolute()
 
 
 def test_words_of_commands_become_fields(tmp_path: Path) -> None:
