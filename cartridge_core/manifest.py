@@ -35,6 +35,9 @@ DType = Literal["float32", "bfloat16", "float16"]
 StorageDType = Literal["int8", "float8_e4m3fn"]
 """Element types that a quantised Cartridge is stored in, under torch's and safetensors' names."""
 
+STORAGE: dict[str, StorageDType] = {"int8": "int8", "fp8": "float8_e4m3fn"}
+"""A user's word for each of them."""
+
 ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
 """Bytes of one element."""
 

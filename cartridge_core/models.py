@@ -24,10 +24,12 @@ __all__ = [
     "REFERENCE_PATH",
     "BaseModel",
     "BaseModelIdentity",
+    "ModelLayout",
     "from_parts",
     "identify",
     "load_base_model",
     "load_tokenizer",
+    "read_layout",
 ]
 
 
@@ -89,6 +91,23 @@ class BaseModel:
         raise UnsupportedModelError(f"{self.identity.id} shows no RoPE frequencies.")
 
 
+@dataclass(frozen=True)
+class ModelLayout:
+    """What a Cartridge has to fit: a base model without its weights.
+
+    Attributes:
+        identity: Which model it is.
+        layer_specs: One entry a decoder layer.
+        max_positions: Longest sequence the model was made for, in tokens.
+        kv_dtype: Type the weights are stored in, and Cartridges of this model too.
+    """
+
+    identity: BaseModelIdentity
+    layer_specs: tuple[LayerSpec, ...]
+    max_positions: int
+    kv_dtype: torch.dtype
+
+
 def load_base_model(
     id_or_path: str | Path,
     revision: str | None = None,
@@ -131,6 +150,24 @@ def identify(id_or_path: str | Path, revision: str | None = None) -> BaseModelId
     files = locate(id_or_path, revision, weights=False)
     check_architecture(_load_config(files))
     return _identity(files, _load_tokenizer(files))
+
+
+def read_layout(id_or_path: str | Path, revision: str | None = None) -> ModelLayout:
+    """What a Cartridge of this model looks like, without loading its weights.
+
+    Raises:
+        UnsupportedModelError: The model cannot hold a Cartridge.
+        CartridgeError: It cannot be found, reached or read.
+    """
+    files = locate(id_or_path, revision, weights=False)
+    config = _load_config(files)
+    check_architecture(config)
+    return ModelLayout(
+        identity=_identity(files, _load_tokenizer(files)),
+        layer_specs=layer_specs(config),
+        max_positions=int(config.get_text_config(decoder=True).max_position_embeddings),
+        kv_dtype=_stored_dtype(config),
+    )
 
 
 def load_tokenizer(id_or_path: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from cartridge_core.errors import ArtifactError
-from cartridge_core.manifest import StorageDType
-
-STORAGE: dict[str, StorageDType] = {"int8": "int8", "fp8": "float8_e4m3fn"}
-"""Name that users give to the element type on disk."""
+from cartridge_core.manifest import STORAGE, StorageDType
 
 KEY_AXIS, VALUE_AXIS = -2, -1
 """Axis of `[num_kv_heads, num_tokens, head_dim]` that shares a scale: a key's tokens, a value's channels."""

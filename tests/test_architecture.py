@@ -15,7 +15,7 @@ RANKS = (
     "errors", "digest", "atomic_file", "progress", "settings", "storage",
     "corpus", "manifest", "prefix_kv", "quantization", "stored_tensors", "cartridge", "positions", "architectures",
     "attention", "identity", "model_files", "models", "prompts", "chat_format",
-    "rendering", "inference", "teacher", "selfstudy", "dataset", "initialization",
+    "rendering", "exchange", "inference", "teacher", "selfstudy", "dataset", "initialization",
     "training", "benchmarks", "baselines", "evaluation", "report", "proof",
     "registry", "catalog", "publishing", "reference", "stages", "serving",
     "cli",

@@ -15,6 +15,7 @@ from cartridge_core.stages.build import EVALUATION
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.fit import find_cartridge, fit
 from cartridge_core.stages.grade import ALL_BASELINES, grade
+from cartridge_core.stages.held_out import held_out_kl
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus
 from cartridge_core.stages.questions import exam
 from cartridge_core.stages.size import default_num_tokens
@@ -118,6 +119,9 @@ def evaluate(
     next_token: Annotated[str, typer.Option(help="A next-token Cartridge to compare with: its digest.")] = "",
     benchmark: Annotated[str | None, typer.Option(help="closed_answer or free_answer.")] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Baselines to grade too; may be repeated.")] = None,
+    quantized: Annotated[
+        list[str] | None, typer.Option(help="Grade it quantised too: int8 or fp8; may be repeated.")
+    ] = None,
     version: Version = "",
     model: Model = None,
     config: ConfigFile = None,
@@ -149,7 +153,9 @@ def evaluate(
             baseline or ALL_BASELINES,
             model,
             progress,
+            quantized or (),
         )
+        kl = held_out_kl(settings, source, studied, arms["self_study"], quantized, model) if quantized else {}
     report = graded.load()
     value = {
         "digest": graded.digest,
@@ -158,6 +164,11 @@ def evaluate(
         "report": graded.product.directory,
         "plot": graded.plot,
         "cached": graded.product.cached,
+    } | ({"held_out_kl": kl} if kl else {})
+    rows = {
+        "held-out KL": ", ".join(f"{name} {nats:.5f}" for name, nats in kl.items()) or None,
+        "report": graded.product.directory,
+        "plot": graded.plot,
+        "digest": graded.digest,
     }
-    rows = {"report": graded.product.directory, "plot": graded.plot, "digest": graded.digest}
     show(value, as_json, report.table(), facts("", rows))

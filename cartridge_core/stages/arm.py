@@ -37,6 +37,7 @@ def grade_arm(
     num_tokens: int = 0,
     model: str | None = None,
     progress: Progress = no_progress,
+    quantize: str | None = None,
 ) -> ArmResult:
     """Put the questions to one arm, or find that this was done.
 
@@ -51,6 +52,7 @@ def grade_arm(
         num_tokens: Memory of the truncated baseline, in tokens.
         model: Hub id or folder; None for the settings' own.
         progress: Told about questions.
+        quantize: Storage to quantise the Cartridge to first: a key of `manifest.STORAGE`.
     """
     inputs: dict[str, Any] = {
         "arm": name,
@@ -62,10 +64,13 @@ def grade_arm(
         "benchmark": benchmark,
         "config": config.model_dump(mode="json"),
     }
+    if quantize is not None:
+        inputs["quantize"] = quantize
 
     def arm_on(base: BaseModel) -> Arm:
         if cartridge is not None:
-            return trained_arm(base, cartridge.load(), name)
+            exact = cartridge.load()
+            return trained_arm(base, exact if quantize is None else exact.quantized(quantize), name)
         return BASELINES[name](base, corpus.load(), num_tokens)
 
     def work(directory: Path) -> Facts:
