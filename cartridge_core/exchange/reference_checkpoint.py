@@ -100,8 +100,10 @@ def _side(content: dict[str, Any], word: str, side: str, path: Path) -> tuple[li
     frozen = _tensors(content[f"{word}_{side}"], f"{word}_{side}", path)
     if not frozen:
         return [tensor[0] for tensor in trainable], 0
-    if len(frozen) != len(trainable) or len({tensor.shape[2] for tensor in frozen}) != 1:
+    if len(frozen) != len(trainable):
         raise ArtifactError(f"{path} has {len(frozen)} layers of {word}_{side} for {len(trainable)}.", _AGAIN)
+    if len({tensor.shape[2] for tensor in frozen}) != 1:
+        raise ArtifactError(f"The layers of {path} have different numbers of frozen tokens.", _AGAIN)
     for first, rest in zip(frozen, trainable, strict=True):
         if (first.shape[1], first.shape[3]) != (rest.shape[1], rest.shape[3]):
             raise ArtifactError(f"{word}_{side} and trainable_{side} in {path} have different heads.", _AGAIN)
