@@ -5,19 +5,22 @@ from typing import Annotated, Literal
 
 import typer
 
+from cartridge_core.baselines import NEXT_TOKEN, SELF_STUDY
 from cartridge_core.benchmarks import load_questions
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import ConfigFile, CorpusName, Model, Version
+from cartridge_core.errors import EvaluationError
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.settings import Settings
 from cartridge_core.stages.build import EVALUATION
 from cartridge_core.stages.config import config_of
-from cartridge_core.stages.fit import find_cartridge, fit
+from cartridge_core.stages.fit import FittedCartridge, find_cartridge, fit
 from cartridge_core.stages.grade import ALL_BASELINES, grade
 from cartridge_core.stages.held_out import held_out_kl
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus
 from cartridge_core.stages.questions import exam
+from cartridge_core.stages.registered import RegisteredCartridge, find_registered
 from cartridge_core.stages.size import default_num_tokens
 from cartridge_core.stages.study import find_dataset, study
 from cartridge_core.training.config import TrainingConfig
@@ -119,6 +122,9 @@ def evaluate(
     next_token: Annotated[str, typer.Option(help="A next-token Cartridge to compare with: its digest.")] = "",
     benchmark: Annotated[str | None, typer.Option(help="closed_answer or free_answer.")] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Baselines to grade too; may be repeated.")] = None,
+    registered: Annotated[
+        str, typer.Option(help="A registered one instead, such as an import: alias, version or digest. Records it.")
+    ] = "",
     quantized: Annotated[
         list[str] | None, typer.Option(help="Grade it quantised too: int8 or fp8; may be repeated.")
     ] = None,
@@ -129,18 +135,27 @@ def evaluate(
 ) -> None:
     """Grade a Cartridge against its baselines on the same questions.
 
-    Without `--questions` the model asks them itself, about things that no conversation of the study asked.
+    Without `--questions` the model asks them itself, about things that no conversation of the study asked. The report
+    on a registered Cartridge is added to its registration; of one that was trained here, `cartridge register` does it.
 
     Example: `cartridge evaluate handbook --questions exam.jsonl`
     """
     settings = Settings()
     evaluation = config_of(EvaluationConfig, config) if config else EVALUATION
     source = find_corpus(settings, corpus, version)
-    arms = {"self_study": find_cartridge(settings, source, cartridge)}
+    if registered and cartridge:
+        raise EvaluationError("Two Cartridges are named.", "Leave `--cartridge` or `--registered` out.")
+    known = find_registered(settings, source, registered) if registered else None
+    trained = None if known else find_cartridge(settings, source, cartridge)
+    arms: dict[str, FittedCartridge | RegisteredCartridge] = {}
+    if known:
+        arms["registered"] = known
+    if trained:
+        arms[SELF_STUDY] = trained
     if next_token:
-        arms["next_token"] = find_cartridge(settings, source, next_token)
+        arms[NEXT_TOKEN] = find_cartridge(settings, source, next_token)
     with progress_bars() as progress:
-        of = arms["self_study"].dataset_digest
+        of = trained.dataset_digest if trained else None
         studied = find_dataset(settings, source, of) if of else None
         asked = exam(settings, source, studied, questions, benchmark, model, progress)
         graded = grade(
@@ -155,11 +170,13 @@ def evaluate(
             progress,
             quantized or (),
         )
-        kl = held_out_kl(settings, source, studied, arms["self_study"], quantized, model) if quantized else {}
+        kl = held_out_kl(settings, source, studied, trained, quantized, model) if quantized and trained else {}
+    if known:
+        known.record(graded)
     report = graded.load()
     value = {
         "digest": graded.digest,
-        "cartridge": arms["self_study"].digest,
+        "cartridge": report.cartridge_digest,
         "figures": report.figures(),
         "report": graded.product.directory,
         "plot": graded.plot,

@@ -17,6 +17,7 @@ from cartridge_core.settings import Settings
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import borrowed_model, model_key
+from cartridge_core.stages.registered import RegisteredCartridge
 from cartridge_core.stages.store import Facts, Finished
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def grade_arm(
     questions: Sequence[Question],
     benchmark: str,
     config: EvaluationConfig,
-    cartridge: FittedCartridge | None = None,
+    cartridge: FittedCartridge | RegisteredCartridge | None = None,
     num_tokens: int = 0,
     model: str | None = None,
     progress: Progress = no_progress,

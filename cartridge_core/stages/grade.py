@@ -18,6 +18,7 @@ from cartridge_core.stages.arm import grade_arm
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import identity_of, model_key
+from cartridge_core.stages.registered import RegisteredCartridge
 from cartridge_core.stages.store import Facts, Finished
 
 PLOT = "accuracy_vs_kv_bytes.png"
@@ -49,7 +50,7 @@ class GradedCartridge:
 def grade(
     settings: Settings,
     corpus: IngestedCorpus,
-    cartridges: Mapping[str, FittedCartridge],
+    cartridges: Mapping[str, FittedCartridge | RegisteredCartridge],
     questions: Sequence[Question],
     benchmark: str = "closed_answer",
     config: EvaluationConfig | None = None,
