@@ -23,7 +23,7 @@ RANKS = (
 # fmt: on
 """Order of docs/architecture.md: a module imports only from modules named before its own."""
 
-HEAVY = ("torch", "transformers", "prefect", "mlflow", "matplotlib", "vllm", "fastapi")
+HEAVY = ("torch", "transformers", "prefect", "mlflow", "matplotlib", "vllm", "fastapi", "peft")
 MAX_LINES = 400
 
 
