@@ -10,9 +10,8 @@ class TrainablePrefix:
     """Master keys and values of a Cartridge in training.
 
     They are fp32 whatever the model's type: at a learning rate of 0.02 most updates of a bf16 key would round to
-    nothing. Each layer's keys, and its values, are one matrix `[num_tokens - num_frozen_tokens,
-    num_kv_heads * head_dim]`, the form in which Muon orthogonalises an update. The frozen head is kept apart and never
-    changes.
+    nothing. Each layer's keys, and its values, are `[num_kv_heads, num_tokens - num_frozen_tokens, head_dim]`. The
+    frozen head is kept apart and never changes.
     """
 
     def __init__(self, initial: PrefixKV, num_frozen_tokens: int, device: torch.device | str = "cpu") -> None:
@@ -33,23 +32,17 @@ class TrainablePrefix:
                 continue
             exact = tensor.detach().to(device=device, dtype=torch.float32, copy=True)
             self._frozen.append(exact[:, :num_frozen_tokens])
-            matrix = exact[:, num_frozen_tokens:].transpose(0, 1).flatten(1).contiguous()
-            self._masters.append(matrix.requires_grad_())
+            self._masters.append(exact[:, num_frozen_tokens:].clone().requires_grad_())
 
     def parameters(self) -> list[Tensor]:
-        """The matrices to train: all layers' keys, then all layers' values."""
+        """The tensors to train: all layers' keys, then all layers' values."""
         return [master for master in self._masters if master is not None]
 
     def prefix(self) -> PrefixKV:
         """The whole prefix in fp32, `[num_kv_heads, num_tokens, head_dim]` a layer; gradients flow to the masters."""
         tensors = [
-            None if frozen is None or master is None else _joined(frozen, master)
+            None if frozen is None or master is None else torch.cat((frozen, master), dim=1)
             for frozen, master in zip(self._frozen, self._masters, strict=True)
         ]
         layers = len(tensors) // 2
         return PrefixKV(tensors[:layers], tensors[layers:], self._next_position)
-
-
-def _joined(frozen: Tensor, master: Tensor) -> Tensor:
-    kv_heads, _, head_dim = frozen.shape
-    return torch.cat((frozen, master.view(-1, kv_heads, head_dim).transpose(0, 1)), dim=1)

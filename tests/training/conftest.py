@@ -80,6 +80,7 @@ def study(make_study: Study, base: BaseModel, corpus: Corpus) -> ConversationDat
 @pytest.fixture
 def config() -> TrainingConfig:
     return TrainingConfig(
+        optimizer="adamw",
         num_tokens=8,
         steps=30,
         warmup_steps=3,
