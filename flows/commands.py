@@ -90,7 +90,7 @@ def build(
         "corpus": result["corpus"]["digest"][:12],
         "dataset": f"{result['dataset']['digest'][:12]}, {result['dataset']['num_conversations']} conversations",
         "cartridge": f"{result['cartridge']['digest'][:12]}, {result['cartridge']['num_tokens']} tokens",
-        "version": f"{result['version']['name']} v{result['version']['version']}",
+        "version": f"{result['version']['model_name']} v{result['version']['version']}",
         "promoted": "yes" if promotion["passed"] else f"no: {' '.join(promotion['reasons'])}",
         "ask it": f'cartridge ask {name} "..."' if promotion["passed"] else None,
     }

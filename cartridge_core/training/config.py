@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cartridge_core.digest import digest_of
 
-DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 2.0}
+DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
 """By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an orthogonalised update has another scale."""
 DEFAULT_VALUE_RATIOS: dict[str, float] = {"adamw": 1.0, "muon": 2.0}
 """By optimizer. Keys decide what is found, values what is said: the former bear smaller steps."""
@@ -36,9 +36,9 @@ class TrainingConfig(BaseModel):
     optimizer: Literal["muon", "adamw"] = "muon"
     """`muon` orthogonalises the update of each KV head; `adamw` is the paper's, and takes several times the steps."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
-    """Highest learning rate, reached after the warm-up; 2.0 for Muon and 0.02 for AdamW where nobody says."""
+    """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
     value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)
-    """Learning rate of values against that of keys; 2 for Muon and 1 for AdamW where nobody says, 0 trains keys only."""
+    """Learning rate of values over that of keys; 2 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
     momentum: float = Field(default=0.8, ge=0, lt=1)
     """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
     steps: int = Field(default=600, gt=0)
