@@ -21,9 +21,9 @@ from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.held_out import ALONE
 from cartridge_core.training.objective import OBJECTIVES
 from cartridge_core.training.ranks import Ranks
-from cartridge_core.training.result import TrainingResult, finished_result
+from cartridge_core.training.result import CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT, TrainingResult, finished_result
 from cartridge_core.training.run import Run, initial_prefix
-from cartridge_core.training.run_folder import owned_folder
+from cartridge_core.training.run_folder import owned_folder, remove_leftovers
 from cartridge_core.training.run_identity import RunIdentity
 from cartridge_core.training.state import TrainingState
 
@@ -69,12 +69,17 @@ def train(
     check_inputs(base.identity, base.max_positions, template, corpus, dataset, config)
     identity = RunIdentity.of(tenant, corpus, dataset, base.identity, template, config)
     with _owned(folder, ranks), _own_random_numbers(base.device):
+        best = BestCartridge(folder, writes=ranks.first)
+        checkpoints = Checkpoints(folder, config.keep_checkpoints)
+        if ranks.first:
+            remove_leftovers(folder, (CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT))
         if found := finished_result(identity, folder):
+            if ranks.first:
+                checkpoints.clear()
+                best.clear()
             return found
         torch.manual_seed(config.seed)
         material = OBJECTIVES[config.objective](base, corpus, dataset, config)
-        best = BestCartridge(folder, writes=ranks.first)
-        checkpoints = Checkpoints(folder, config.keep_checkpoints)
         if checkpoint := _newest(checkpoints, best, identity, folder, ranks, base.device):
             layers = len(base.layer_specs)
             state = TrainingState.restored(

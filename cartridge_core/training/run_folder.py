@@ -2,8 +2,9 @@
 
 import fcntl
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def owned_folder(folder: Path, patience: float = _PATIENCE) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a kill left of these files and folders under the temporary names that they are written under."""
+    for name in names:
+        for leftover in folder.glob(f".{name}[.-]*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 def _locked(handle: int) -> bool:
