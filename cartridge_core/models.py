@@ -28,6 +28,7 @@ __all__ = [
     "identify",
     "load_base_model",
     "load_tokenizer",
+    "max_positions",
 ]
 
 
@@ -133,6 +134,15 @@ def identify(id_or_path: str | Path, revision: str | None = None) -> BaseModelId
     return _identity(files, _load_tokenizer(files))
 
 
+def max_positions(id_or_path: str | Path, revision: str | None = None) -> int:
+    """The longest sequence a model was made for, in tokens, without loading its weights.
+
+    Raises:
+        CartridgeError: It cannot be found, reached or read.
+    """
+    return _max_positions(_load_config(locate(id_or_path, revision, weights=False)))
+
+
 def load_tokenizer(id_or_path: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
     """A model's tokenizer alone.
 
@@ -212,7 +222,6 @@ def _assemble(
 ) -> BaseModel:
     install(model)
     model.eval().requires_grad_(False)
-    text = model.config.get_text_config(decoder=True)
     return BaseModel(
         identity=identity,
         model=model,
@@ -220,7 +229,7 @@ def _assemble(
         layer_specs=layer_specs(model.config),
         device=model.device,
         eos_ids=_eos_ids(model, tokenizer),
-        max_positions=int(text.max_position_embeddings),
+        max_positions=_max_positions(model.config),
         kv_dtype=stored,
     )
 
@@ -231,6 +240,10 @@ def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
         ends = getattr(config, "eos_token_id", None)
         said += ends if isinstance(ends, list) else [ends]
     return frozenset(int(token) for token in said if token is not None)
+
+
+def _max_positions(config: Any) -> int:
+    return int(config.get_text_config(decoder=True).max_position_embeddings)
 
 
 def _stored_dtype(config: Any) -> torch.dtype:

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -133,7 +134,11 @@ class Checkpoints:
 
     def best_steps(self) -> set[int]:
         """Steps of the best Cartridges that the checkpoints rely on."""
-        return {self.record(step).best.step for step in self.steps()}
+        needed = set()
+        for step in self.steps():
+            with suppress(ArtifactError):  # a checkpoint that cannot be read relies on nothing
+                needed.add(self.record(step).best.step)
+        return needed
 
     def start_from(self, step: int | None) -> None:
         """Remove what a kill left half written, and the checkpoints after a step; all of them for None."""

@@ -66,7 +66,7 @@ def train(
     started = time.perf_counter()
     folder = Path(folder)
     template = template_digest(base.tokenizer)
-    check_inputs(base.identity, base.max_positions, template, corpus, dataset, config)
+    check_inputs(base.identity, base.max_positions, template, corpus, dataset, config, ranks.count)
     identity = RunIdentity.of(tenant, corpus, dataset, base.identity, template, config)
     with _owned(folder, ranks), _own_random_numbers(base.device):
         best = BestCartridge(folder, writes=ranks.first)

@@ -74,7 +74,7 @@ class TrainingState:
             self.average.update(self.prefix.parameters(), self.step)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name: `layers.{i}.key` and `.value` (a Cartridge's, in fp32), `average.{j}`, `optimizer.*`."""
+        """Every tensor by name: `layers.{i}.key`, `layers.{i}.value` (in fp32), `average.{j}`, `optimizer.{j}.*`."""
         whole = self.prefix.prefix([matrix.detach() for matrix in self.prefix.parameters()])
         tensors = {
             f"layers.{index}.{side}": tensor

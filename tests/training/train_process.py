@@ -1,8 +1,8 @@
 """Trains in child processes that die by SIGKILL at a chosen file operation, for tests of resuming.
 
 MODEL CORPUS DATASET CONFIG_JSON FOLDER RUNS_JSON: RUNS_JSON maps a run's name, also its folder's below FOLDER, to its
-attempts. Each attempt is a process of its own that kills itself at that many-th operation on the run's files (0: never).
-Prints how the attempts ended, as JSON in the same form. The children are forked from one parent that has loaded
+attempts. Each attempt is a process of its own that kills itself at that many-th operation on the run's files (0:
+never). Prints how the attempts ended, as JSON in the same form. The children are forked from one parent that has loaded
 everything, because importing takes seconds.
 """
 
