@@ -33,8 +33,8 @@ def check_inputs(
         processes: How many processes train together.
 
     Raises:
-        TrainingError: Unknown initialiser, optimizer or schedule, no process to train with, Cartridge and examples longer than the window, or a dataset missing or
-            beside the point.
+        TrainingError: Unknown initialiser, optimizer or schedule, no process to train with, Cartridge and examples
+            longer than the window, or a dataset missing or beside the point.
         BaseModelMismatchError: The study was made with another model, revision or tokenizer.
         DatasetError: The study is empty, about another corpus, or rendered in another way.
     """

@@ -51,10 +51,10 @@ def _train(told: argparse.Namespace) -> None:
     config = _config(told.config)
     corpus = Corpus.load(told.corpus)
     dataset = ConversationDataset.load(told.dataset) if told.dataset else None
-    template = template_digest(load_tokenizer(told.model))
-    check_inputs(identify(told.model), max_positions(told.model), template, corpus, dataset, config)
+    identity, template = identify(told.model), template_digest(load_tokenizer(told.model))
     with process_group(told.device, config.shard_base) as (ranks, device):
         _listen(told.json, ranks)
+        check_inputs(identity, max_positions(told.model), template, corpus, dataset, config, ranks.count)
         base = load_frozen_model(told.model, device, config.base_dtype)
         if ranks.lockstep:
             shard(base)

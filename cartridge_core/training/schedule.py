@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from cartridge_core.training.config import TrainingConfig
 
-
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
