@@ -24,3 +24,7 @@ def shard(base: BaseModel) -> None:
     for layer in decoder_layers(base.model):
         fully_shard(layer, mesh=mesh)
     fully_shard(base.model, mesh=mesh)
+    with torch.no_grad():
+        # The first pass makes the buffers that weights are gathered in. Made in a prefill, which runs in inference mode,
+        # they could not be written to in training.
+        base.model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=base.device), use_cache=False)
