@@ -249,7 +249,6 @@ def _assemble(
 ) -> BaseModel:
     install(model)
     model.eval().requires_grad_(False)
-    text = model.config.get_text_config(decoder=True)
     return BaseModel(
         identity=identity,
         model=model,
@@ -257,7 +256,7 @@ def _assemble(
         layer_specs=layer_specs(model.config),
         device=model.device,
         eos_ids=_eos_ids(model, tokenizer),
-        max_positions=int(text.max_position_embeddings),
+        max_positions=_max_positions(model.config),
         kv_dtype=stored,
     )
 
@@ -268,6 +267,10 @@ def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
         ends = getattr(config, "eos_token_id", None)
         said += ends if isinstance(ends, list) else [ends]
     return frozenset(int(token) for token in said if token is not None)
+
+
+def _max_positions(config: Any) -> int:
+    return int(config.get_text_config(decoder=True).max_position_embeddings)
 
 
 def _stored_dtype(config: Any) -> torch.dtype:

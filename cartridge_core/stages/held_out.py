@@ -34,12 +34,13 @@ def held_out_kl(
         Nats a token: of the `exact` Cartridge, and of it quantised to each storage.
     """
     from cartridge_core.training.held_out import HeldOut
+    from cartridge_core.training.micro_batch import MicroBatch
     from cartridge_core.training.objective import OBJECTIVES
 
     config = TrainingConfig.model_validate(cartridge.product.inputs["config"])
     exact = cartridge.load()
     with borrowed_model(settings, model) as base:
         material = OBJECTIVES[config.objective](base, corpus.load(), dataset.load() if dataset else None, config)
-        held_out = HeldOut(base, material.held_out, config.micro_batch_tokens)
+        held_out = HeldOut(base, material.held_out)
         stored = {"exact": exact} | {storage: exact.quantized(storage) for storage in storages}
-        return {name: held_out.score(each).kl for name, each in stored.items()}
+        return {name: held_out.score(each, MicroBatch(config.micro_batch_tokens)).kl for name, each in stored.items()}

@@ -1,11 +1,15 @@
 """Whether what is asked of training can be done. Needs no model in memory, so that a wrong input is refused at once."""
 
+from collections.abc import Iterable
+
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import DatasetError, TrainingError
 from cartridge_core.initialization import INITIALIZERS
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.optimizer import OPTIMIZERS
+from cartridge_core.training.schedule import SCHEDULES
 
 
 def check_inputs(
@@ -15,6 +19,7 @@ def check_inputs(
     corpus: Corpus,
     dataset: ConversationDataset | None,
     config: TrainingConfig,
+    processes: int = 1,
 ) -> None:
     """Refuse inputs that do not go together.
 
@@ -25,16 +30,21 @@ def check_inputs(
         corpus: What the Cartridge is to stand in for.
         dataset: The study, for distillation.
         config: How to train.
+        processes: How many processes train together.
 
     Raises:
-        TrainingError: Unknown initialiser, Cartridge and examples longer than the window, or a dataset missing or
-            beside the point.
+        TrainingError: Unknown initialiser, optimizer or schedule, no process to train with, Cartridge and examples
+            longer than the window, or a dataset missing or beside the point.
         BaseModelMismatchError: The study was made with another model, revision or tokenizer.
         DatasetError: The study is empty, about another corpus, or rendered in another way.
     """
-    if config.initialization not in INITIALIZERS:
+    _check_names(config)
+    if processes < 1:
+        raise TrainingError(f"{processes} processes cannot train.", "Ask for one or more.")
+    if config.shard_base and processes == 1:
         raise TrainingError(
-            f"There is no initialisation named {config.initialization!r}.", f"Choose one of {', '.join(INITIALIZERS)}."
+            "shard_base parts the base model over several processes, but there is one.",
+            "Train with --processes, or leave shard_base out.",
         )
     if config.objective == "next_token":
         if dataset is not None:
@@ -63,6 +73,17 @@ def check_inputs(
     if not len(dataset):
         raise DatasetError("The dataset holds no conversation.", "Study with more conversations, or longer answers.")
     _check_length(identity, max_positions, config, int(dataset.lengths.max()), "conversations")
+
+
+def _check_names(config: TrainingConfig) -> None:
+    choices: dict[str, tuple[str, Iterable[str]]] = {
+        "initialisation": (config.initialization, INITIALIZERS),
+        "optimizer": (config.optimizer, OPTIMIZERS),
+        "schedule": (config.schedule, SCHEDULES),
+    }
+    for what, (name, known) in choices.items():
+        if name not in known:
+            raise TrainingError(f"There is no {what} named {name!r}.", f"Choose one of {', '.join(known)}.")
 
 
 def _check_length(

@@ -20,8 +20,17 @@ def _default_value_ratio(stated: dict[str, Any]) -> float:
     return DEFAULT_VALUE_RATIOS[stated["optimizer"]]
 
 
+BOOKKEEPING = frozenset(
+    {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "activation_checkpointing", "shard_base"}
+)
+"""Fields that change how a run is carried out, not what it ends with."""
+
+
 class TrainingConfig(BaseModel):
-    """Size of the Cartridge, objective, optimizer and data order. Equal configurations give equal tensors."""
+    """Size of the Cartridge, objective, optimizer, data order, and how the run is carried out.
+
+    Configurations with equal recipes give equal tensors.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,6 +77,24 @@ class TrainingConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products in training. `auto` takes bfloat16 where the processor multiplies it natively (a step then
     takes 0.6 of the time and ends at the same held-out loss); masters and optimizer are fp32 in any case."""
+    base_dtype: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
+    """Type that the frozen model's weights are held in; `auto` is fp32 on a CPU, the stored type elsewhere. `float8`
+    holds matrices in 8 bits with a scale for each output, and computes in bfloat16."""
+    compile: bool = False
+    """Compile the model's layers (`torch.compile`): a slow first step, faster ones after it."""
+    activation_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass instead of keeping them: less memory, slower steps."""
+    shard_base: bool = False
+    """Part the frozen model's weights over the processes (FSDP2) instead of keeping a copy in each."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Serve the exponential moving average of keys and values with this decay, such as 0.98; None serves them as they
+    are. The held-out looks score what would be served."""
+    checkpoint_every: int | None = Field(default=100, gt=0)
+    """Steps between checkpoints; None leaves it to `checkpoint_seconds`."""
+    checkpoint_seconds: float | None = Field(default=300.0, gt=0)
+    """Seconds after which a checkpoint is written in any case; None leaves it to `checkpoint_every`."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """The newest checkpoints that are kept until training ends; the best Cartridge is kept always."""
     seed: int = 0
     """Decides initialisation, held-out questions and the order of examples."""
 
@@ -81,7 +108,11 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}")
         return self
 
+    def recipe(self) -> dict[str, Any]:
+        """The fields that decide the tensors, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(BOOKKEEPING))
+
     @property
     def digest(self) -> str:
-        """sha256 of the canonical configuration."""
-        return digest_of(self.model_dump(mode="json"))
+        """sha256 of the canonical recipe."""
+        return digest_of(self.recipe())

@@ -1,5 +1,7 @@
 """The fp32 tensors that training changes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,11 +40,13 @@ class TrainablePrefix:
         """The tensors to train: all layers' keys, then all layers' values."""
         return [master for master in self._masters if master is not None]
 
-    def prefix(self) -> PrefixKV:
-        """The whole prefix in fp32, `[num_kv_heads, num_tokens, head_dim]` a layer; gradients flow to the masters."""
-        tensors = [
-            None if frozen is None or master is None else torch.cat((frozen, master), dim=1)
-            for frozen, master in zip(self._frozen, self._masters, strict=True)
-        ]
+    def prefix(self, matrices: Sequence[Tensor] | None = None) -> PrefixKV:
+        """The whole prefix in fp32, `[num_kv_heads, num_tokens, head_dim]` a layer; gradients flow to the matrices.
+
+        Args:
+            matrices: Others in the form and order of `parameters()`, such as their average; None for the masters.
+        """
+        inner = iter(self.parameters() if matrices is None else matrices)
+        tensors = [None if frozen is None else torch.cat((frozen, next(inner)), dim=1) for frozen in self._frozen]
         layers = len(tensors) // 2
         return PrefixKV(tensors[:layers], tensors[layers:], self._next_position)

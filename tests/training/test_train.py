@@ -15,7 +15,7 @@ from cartridge_core.inference.score import token_logprobs
 from cartridge_core.initialization import INITIALIZERS
 from cartridge_core.models import BaseModel
 from cartridge_core.rendering import prefix_token_ids
-from cartridge_core.training import loop
+from cartridge_core.training import step
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.curve import LossCurve
 from cartridge_core.training.loop import train
@@ -50,7 +50,7 @@ def test_held_out_divergence_falls(
     assert manifest.base_model == base.identity
     assert Cartridge.load(tmp_path / "cartridge").digest == result.cartridge.digest
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cartridge", "curve.jsonl", "curve.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cartridge", "curve.jsonl", "curve.png", "result.json"]
 
 
 def test_the_first_token_is_frozen_and_all_others_move(
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
         loss = cross_entropy(logits, teacher)  # type: ignore[arg-type]
         return loss * float("nan") if len(taken) == 15 else loss
 
-    monkeypatch.setattr(loop, "cross_entropy", breaks)
+    monkeypatch.setattr(step, "cross_entropy", breaks)
     with pytest.raises(TrainingError, match=r"step 15 with learning rate 0\.0\d+: loss nan") as caught:
         train(base, corpus, study, config, tmp_path)
     (kept,) = (tmp_path / "best").iterdir()
