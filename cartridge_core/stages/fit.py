@@ -121,6 +121,7 @@ def fit(
             "best_step": result.best_step,
             "steps": result.steps,
             "stopped_early": result.stopped_early,
+            "num_unfit": result.num_unfit,
             "model": source_of(settings, model),
         }
 

@@ -9,9 +9,9 @@ import torch
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
-from cartridge_core.training.loss import cross_entropy
-from cartridge_core.training.packed_attention import packed_logits
-from cartridge_core.training.packed_rows import pack_rows
+from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.distillation import packed_loss
+from cartridge_core.training.packed_rows import pack_batch
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,25 @@ class HeldOutScore:
 class HeldOut:
     """Held-out examples, laid out once and looked at many times."""
 
-    def __init__(self, base: BaseModel, examples: Sequence[Targets], max_tokens: int) -> None:
+    def __init__(self, base: BaseModel, examples: Sequence[Targets], config: TrainingConfig) -> None:
         """Lay them out.
 
         Args:
             base: The model.
             examples: At least one.
-            max_tokens: Tokens that pass through the model at once.
+            config: How they are packed and computed.
         """
-        self._base = base
-        self._parts = pack_rows(examples, max_tokens, base.device)
+        self._base, self._chunk_tokens = base, config.loss_chunk_tokens
+        self._parts = pack_batch(examples, config, base.device)
         self._tokens = sum(len(part.teacher) for part in self._parts)
         self._entropy = sum(float(part.teacher.entropy().sum()) for part in self._parts) / self._tokens
 
     @torch.no_grad()
     def score(self, cartridge: Cartridge) -> HeldOutScore:
-        """Score the stored tensors, in the type that the model serves them in."""
+        """Score the stored tensors, in the type that the model serves them in, at temperature 1 whatever is trained at."""
         prefix = cartridge.prefix().to(self._base.device, self._base.dtype)
         total = sum(
-            float(cross_entropy(packed_logits(self._base, prefix, part), part.teacher).sum()) for part in self._parts
+            float(packed_loss(self._base, prefix, part, chunk_tokens=self._chunk_tokens).loss) for part in self._parts
         )
         loss = total / self._tokens
         return HeldOutScore(loss, loss - self._entropy)

@@ -22,11 +22,10 @@ from cartridge_core.training.checks import check_inputs
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.curve import HeldOutPoint, LossCurve, TrainPoint
 from cartridge_core.training.held_out import HeldOut, HeldOutScore
-from cartridge_core.training.loss import cross_entropy
+from cartridge_core.training.distillation import packed_loss
 from cartridge_core.training.objective import OBJECTIVES
 from cartridge_core.training.optimizer import OPTIMIZERS, set_learning_rate
-from cartridge_core.training.packed_attention import packed_logits
-from cartridge_core.training.packed_rows import pack_rows
+from cartridge_core.training.packed_rows import pack_batch
 from cartridge_core.training.precision import training_precision
 from cartridge_core.training.result import TrainingResult
 from cartridge_core.training.schedule import learning_rate
@@ -89,6 +88,7 @@ def train(
         stopped_early=stopped_early,
         num_examples=run.material.num_examples,
         num_held_out=len(run.material.held_out),
+        num_unfit=run.material.num_unfit,
         seconds=run.elapsed(),
     )
 
@@ -111,7 +111,7 @@ class _Run:
         initial = INITIALIZERS[config.initialization](base, corpus.text(), config.num_tokens, config.seed)
         self.prefix = TrainablePrefix(initial, config.num_frozen_tokens, base.device)
         self.optimizer = OPTIMIZERS[config.optimizer](self.prefix.parameters(), config)
-        self.held_out = HeldOut(base, self.material.held_out, config.micro_batch_tokens)
+        self.held_out = HeldOut(base, self.material.held_out, config)
         self.best = BestCartridge(folder)
         self.curve = LossCurve()
         self._provenance: dict[str, Any] = {
@@ -146,17 +146,24 @@ class _Run:
         rate = learning_rate(self.config, step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = pack_rows(examples, self.config.micro_batch_tokens, self.base.device)
+        config = self.config
+        parts = pack_batch(examples, config, self.base.device)
         # One mean over all tokens of the batch, however it is parted: a part's own mean would weigh short answers more.
         tokens = sum(len(part.teacher) for part in parts)
         loss = entropy = torch.zeros((), device=self.base.device)
         for part in parts:
-            with training_precision(self.base, self.config):
-                logits = packed_logits(self.base, self.prefix.prefix(), part)
-            share = cross_entropy(logits, part.teacher).sum() / tokens
+            with training_precision(self.base, config):
+                sums = packed_loss(
+                    self.base,
+                    self.prefix.prefix(),
+                    part,
+                    temperature=config.temperature,
+                    chunk_tokens=config.loss_chunk_tokens,
+                )
+            share = sums.loss / tokens
             share.backward()
             loss = loss + share.detach()
-            entropy = entropy + part.teacher.entropy().sum() / tokens
+            entropy = entropy + sums.entropy / tokens
         norm = torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.config.max_grad_norm)
         self._record(step, rate, loss, entropy, norm, tokens)
         self.optimizer.step()

@@ -8,8 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cartridge_core.attention import Kernel
+from cartridge_core.attention import Kernel, choose_kernel
 from cartridge_core.selfstudy.conversation import Targets
+from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loss import TeacherTokens
 from cartridge_core.training.packing import pack
 
@@ -47,6 +48,19 @@ def input_length(example: Targets) -> int:
     return int(np.flatnonzero(example.assistant_mask)[-1])
 
 
+def fitting(lengths: npt.NDArray[np.int64], config: TrainingConfig, max_positions: int) -> npt.NDArray[np.bool_]:
+    """Which conversations can be trained on whole: in a row, and in the positions that the Cartridge leaves.
+
+    Args:
+        lengths: Tokens of each conversation.
+        config: Says how long a row and the Cartridge are.
+        max_positions: The model's window in tokens.
+    """
+    # An answer ends the conversation, and its last token is predicted but never read.
+    in_row = lengths - 1 <= config.row_tokens if config.row_tokens is not None else np.full(len(lengths), True)
+    return in_row & (config.num_tokens + lengths <= max_positions)
+
+
 def pack_rows(
     examples: Sequence[Targets],
     max_tokens: int,
@@ -82,6 +96,20 @@ def pack_rows(
         _lay_out([[examples[i] for i in row] for row in rows[start : start + per_part]], capacity, height, device, kernel)
         for start in range(0, len(rows), per_part)
     ]
+
+
+def pack_batch(
+    examples: Sequence[Targets], config: TrainingConfig, device: torch.device | str = "cpu"
+) -> list[PackedRows]:
+    """Lay a batch out as a run is configured (`pack_rows`).
+
+    Every step's batch is packed anew, so that conversations meet others in each epoch.
+
+    Raises:
+        TrainingError: The configured attention cannot be trained with on this device.
+    """
+    kernel = choose_kernel(config.attention, device)
+    return pack_rows(examples, config.micro_batch_tokens, device, row_tokens=config.row_tokens, kernel=kernel)
 
 
 def _lay_out(

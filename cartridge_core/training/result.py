@@ -29,5 +29,7 @@ class TrainingResult:
     """Examples to train on."""
     num_held_out: int
     """Held-out examples."""
+    num_unfit: int
+    """Conversations left out because they are longer than a row, or than the positions behind the Cartridge."""
     seconds: float
     """Wall time, initialisation and held-out looks included."""
