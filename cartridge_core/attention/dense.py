@@ -132,7 +132,8 @@ def batch_first(out: Tensor, heads: int, length: int) -> Tensor:
     """`[kv heads, R, L, d]` as models expect it: `[R, T, heads, d]`."""
     kv_heads, rows, _, dim = out.shape
     parted = out.view(kv_heads, rows, heads // kv_heads, length, dim)
-    return parted.permute(1, 3, 0, 2, 4).reshape(rows, length, heads, dim)
+    # Some models view what they get.
+    return parted.permute(1, 3, 0, 2, 4).reshape(rows, length, heads, dim).contiguous()
 
 
 def _weights(

@@ -54,7 +54,7 @@ class FlexLayout:
             scale=1.0,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out.transpose(1, 2)
+        return out.transpose(1, 2).contiguous()
 
     def _mask(self, window: int | None, compiled: bool) -> BlockMask:
         if window not in self._masks:

@@ -174,6 +174,8 @@ def _attention(
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
+    if kwargs.get("s_aux") is not None:
+        raise UnsupportedModelError(f"{type(module).__name__} has learned attention sinks, which this does not compute.")
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention that has a cache knows its layer
     # Under autocast the rotation has made queries and keys fp32 again; the values still have the type to compute in.
     dtype = value.dtype
