@@ -17,6 +17,8 @@ Bounds memory for long prompts behind long prefixes, and on a CPU lets the score
 class BatchLayout:
     """Queries of a batch, each with the keys of its own row."""
 
+    scale_keys = False
+
     def __init__(self, num_prefix_tokens: int, query_index: Tensor, slot_index: Tensor) -> None:
         """Lay a batch out.
 

@@ -38,7 +38,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, prefix_key, prefix_value, weights, bent = ctx.saved_tensors
         need_query, need_key, need_value, need_prefix_key, need_prefix_value = ctx.needs_input_grad[:5]
-        to_prefix, to_own = _parts(weights, prefix_key.shape[1], key.shape[2])
+        to_prefix, to_own = _copied(weights, prefix_key.shape[1], key.shape[2])
         flat = gradient.flatten(1, 2)
         d_value = to_own.transpose(2, 3) @ gradient if need_value else None
         d_prefix_value = to_prefix.transpose(1, 2) @ flat if need_prefix_value else None
@@ -51,7 +51,7 @@ class _Attention(torch.autograd.Function):
         if bent is not None:
             # d/ds of c tanh(s / c)
             d_scores.mul_(1 - bent.square())
-        d_to_prefix, d_to_own = _parts(d_scores, prefix_key.shape[1], key.shape[2])
+        d_to_prefix, d_to_own = _copied(d_scores, prefix_key.shape[1], key.shape[2])
         d_query = (d_to_prefix @ prefix_key).view_as(query) + d_to_own @ key if need_query else None
         d_key = d_to_own.transpose(2, 3) @ query if need_key else None
         d_prefix_key = d_to_prefix.transpose(1, 2) @ query.flatten(1, 2) if need_prefix_key else None
@@ -174,3 +174,9 @@ def _joined(shared: Tensor, own: Tensor, width: int, filling: float) -> Tensor:
 
 def _parts(joined: Tensor, count: int, slots: int) -> tuple[Tensor, Tensor]:
     return joined[..., :count].flatten(1, 2), joined[..., count : count + slots]
+
+
+def _copied(joined: Tensor, count: int, slots: int) -> tuple[Tensor, Tensor]:
+    """As `_parts`, for products with the transpose: in half precision those take twice as long with gaps between rows."""
+    to_prefix, to_own = _parts(joined, count, slots)
+    return (to_prefix, to_own) if joined.dtype == torch.float32 else (to_prefix.contiguous(), to_own.contiguous())

@@ -24,6 +24,8 @@ class FlexLayout:
     once for each token. FlexAttention: arXiv 2412.05496.
     """
 
+    scale_keys = True
+
     def __init__(self, num_prefix_tokens: int, index: Tensor, segment: Tensor) -> None:
         """Lay rows out.
 

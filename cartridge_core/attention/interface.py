@@ -26,13 +26,16 @@ NAME = "cartridge_shared_prefix"
 class Layout(Protocol):
     """How queries and keys of a forward pass lie, and who sees whom."""
 
+    scale_keys: bool
+    """Whether keys are to be scaled, and not the queries: the fewer."""
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], window: int | None, cap: float
     ) -> Tensor:
-        """Attention of scaled queries `[B, heads, T, d]` over the prefix and keys `[B, kv heads, S, d]`.
+        """Attention of queries `[B, heads, T, d]` over the prefix and keys `[B, kv heads, S, d]`.
 
         Args:
-            query: Already scaled.
+            query: Scaled, or to be met by scaled keys.
             key: The model's own.
             value: The model's own.
             prefix: Keys and values `[kv heads, n, d]`.
@@ -179,13 +182,17 @@ def _attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention that has a cache knows its layer
     # Under autocast the rotation has made queries and keys fp32 again; the values still have the type to compute in.
     dtype = value.dtype
-    prefix_key, prefix_value = (side.to(dtype) for side in active.pair(layer, module))
+    prefix_key, prefix_value = active.pair(layer, module)
     with torch.autocast(query.device.type, enabled=False):
+        if active.layout.scale_keys:
+            key, prefix_key = key * scale, prefix_key * scale
+        else:
+            query = query * scale
         return active.layout.attend(
-            (query * scale).to(dtype),
+            query.to(dtype),
             key.to(dtype),
             value,
-            (prefix_key, prefix_value),
+            (prefix_key.to(dtype), prefix_value.to(dtype)),
             active.layers[layer].window,
             softcap or 0.0,
         ), None

@@ -15,6 +15,8 @@ class PackedLayout:
     Padding is wanted by attention alone, which is the smaller part of the work: nothing else is computed on it.
     """
 
+    scale_keys = True
+
     def __init__(self, num_prefix_tokens: int, index: Tensor, segment: Tensor) -> None:
         """Lay rows out.
 
