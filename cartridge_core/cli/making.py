@@ -102,6 +102,7 @@ def train(
         "tokens": cartridge.num_tokens,
         "KV bytes": f"{told['kv_bytes']:,}",
         "best step": told["best_step"],
+        "left out, too long": told.get("num_unfit", 0),
         "loss curve": cartridge.curve,
         "folder": cartridge.folder,
         "seconds": cartridge.product.seconds,

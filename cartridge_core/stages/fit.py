@@ -122,6 +122,7 @@ def fit(
             "steps": result.steps,
             "stopped_early": result.stopped_early,
             "resumed_from": result.resumed_from,
+            "num_unfit": result.num_unfit,
             "model": source_of(settings, model),
         }
 

@@ -41,6 +41,6 @@ def held_out_kl(
     exact = cartridge.load()
     with borrowed_model(settings, model) as base:
         material = OBJECTIVES[config.objective](base, corpus.load(), dataset.load() if dataset else None, config)
-        held_out = HeldOut(base, material.held_out)
+        held_out = HeldOut(base, material.held_out, config)
         stored = {"exact": exact} | {storage: exact.quantized(storage) for storage in storages}
         return {name: held_out.score(each, MicroBatch(config.micro_batch_tokens)).kl for name, each in stored.items()}

@@ -10,6 +10,7 @@ from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.optimizer import OPTIMIZERS
 from cartridge_core.training.schedule import SCHEDULES
+from cartridge_core.training.packed_rows import fitting
 
 
 def check_inputs(
@@ -52,7 +53,7 @@ def check_inputs(
                 "Next-token training learns the corpus's text, but conversations were given too.",
                 "Leave the dataset out, or choose the objective 'distillation'.",
             )
-        _check_length(identity, max_positions, config, config.window_tokens, "windows of text")
+        _check_length(identity, max_positions, config, config.window_tokens, "a window of text")
         return
     if dataset is None:
         raise TrainingError("Distillation needs the conversations of a study.", "Study the corpus first.")
@@ -72,7 +73,14 @@ def check_inputs(
         )
     if not len(dataset):
         raise DatasetError("The dataset holds no conversation.", "Study with more conversations, or longer answers.")
-    _check_length(identity, max_positions, config, int(dataset.lengths.max()), "conversations")
+    # Some that do not fit are left out and counted; all of them are a mistake.
+    shortest = int(dataset.lengths.min())
+    _check_length(identity, max_positions, config, shortest, "the shortest conversation")
+    if not fitting(dataset.lengths, config, max_positions).any():
+        raise TrainingError(
+            f"No conversation fits a row of {config.row_tokens} tokens: the shortest has {shortest}.",
+            "Raise row_tokens, or leave it out.",
+        )
 
 
 def _check_names(config: TrainingConfig) -> None:
@@ -91,7 +99,7 @@ def _check_length(
 ) -> None:
     if config.num_tokens + longest > max_positions:
         raise TrainingError(
-            f"A Cartridge of {config.num_tokens} tokens and {what} of up to {longest} exceed the "
+            f"A Cartridge of {config.num_tokens} tokens and {what} of {longest} exceed the "
             f"{max_positions} positions of {identity.id}.",
             f"Choose at most {max(max_positions - longest, 0)} tokens for the Cartridge.",
         )

@@ -64,6 +64,16 @@ class TrainingConfig(BaseModel):
     """Windows of text a step (next_token): by default about as many tokens as 32 short conversations have."""
     micro_batch_tokens: int = Field(default=8192, gt=0)
     """Most tokens that pass through the model at once; a larger batch is accumulated, with the same result."""
+    row_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of a packed row, always the same; a longer conversation is left out and counted. None: as many as pass
+    through the model at once, and more where one conversation needs more."""
+    attention: Literal["auto", "flex", "dense"] = "auto"
+    """What computes the attention of packed rows. `auto` takes compiled FlexAttention on CUDA, matrix products
+    elsewhere."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Flattens both sides' top-k-and-tail distributions in distillation (`training.loss.cross_entropy`)."""
+    loss_chunk_tokens: int = Field(default=512, gt=0)
+    """Predicted tokens whose logits are in memory at once; the result does not depend on it."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Norm that the gradient of all keys and values is clipped to."""
     eval_every: int = Field(default=25, gt=0)
@@ -106,6 +116,16 @@ class TrainingConfig(BaseModel):
             )
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}")
+        if self.row_tokens is not None and self.row_tokens > self.micro_batch_tokens:
+            raise ValueError(
+                f"row_tokens={self.row_tokens} must be at most micro_batch_tokens={self.micro_batch_tokens}"
+            )
+        if self.objective == "next_token" and self.temperature != 1:
+            raise ValueError(
+                f"temperature={self.temperature} has no meaning for next_token: its teacher is certain of every token"
+            )
+        if self.objective == "next_token" and self.row_tokens is not None and self.row_tokens < self.window_tokens - 1:
+            raise ValueError(f"row_tokens={self.row_tokens} cannot hold window_tokens={self.window_tokens}")
         return self
 
     def recipe(self) -> dict[str, Any]:

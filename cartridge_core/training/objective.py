@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import CorpusError, DatasetError
@@ -11,6 +13,7 @@ from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.conversation_stream import ConversationStream
+from cartridge_core.training.packed_rows import fitting
 from cartridge_core.training.text_windows import WindowStream, covering_windows
 
 
@@ -32,6 +35,8 @@ class Material:
     """Examples that pick the best step."""
     num_examples: int
     """Different examples to train on; windows of text are counted by how many cover it."""
+    num_unfit: int = 0
+    """Conversations that are too long to be trained on, those held out included."""
 
 
 def distillation(
@@ -39,14 +44,19 @@ def distillation(
 ) -> Material:
     """A study's answers, with the distributions of the teacher that read the text; some questions are held out.
 
+    Conversations that do not fit a row or the positions behind the Cartridge are left out and counted.
+
     Raises:
         DatasetError: There are no conversations, or too few to hold any out.
     """
     if dataset is None or not len(dataset):
         raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
+    fits = fitting(dataset.lengths, config, base.max_positions)
+    num_unfit, dataset = len(dataset) - int(fits.sum()), dataset.select(np.flatnonzero(fits))
     fraction = min(config.held_out_fraction, config.max_held_out / len(dataset))
     train, held_out = dataset.split(fraction, config.seed)
-    return Material(ConversationStream(list(train), config.batch_size, config.seed), list(held_out), len(train))
+    stream = ConversationStream(list(train), config.batch_size, config.seed)
+    return Material(stream, list(held_out), len(train), num_unfit)
 
 
 def next_token(

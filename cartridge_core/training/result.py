@@ -46,6 +46,8 @@ class TrainingResult:
     """Examples to train on."""
     num_held_out: int
     """Held-out examples."""
+    num_unfit: int
+    """Conversations left out because they are longer than a row, or than the positions behind the Cartridge."""
     seconds: float
     """Wall time, initialisation and held-out looks included, of all attempts up to their last checkpoint."""
     resumed_from: int | None = None
@@ -63,6 +65,7 @@ class _Record(pydantic.BaseModel):
     stopped_early: bool
     num_examples: int
     num_held_out: int
+    num_unfit: int
     seconds: float
     resumed_from: int | None
 
@@ -76,6 +79,7 @@ def save_result(result: TrainingResult, run: RunIdentity, folder: Path) -> None:
         stopped_early=result.stopped_early,
         num_examples=result.num_examples,
         num_held_out=result.num_held_out,
+        num_unfit=result.num_unfit,
         seconds=result.seconds,
         resumed_from=result.resumed_from,
     )
@@ -114,6 +118,7 @@ def finished_result(run: RunIdentity, folder: Path) -> TrainingResult | None:
         stopped_early=record.stopped_early,
         num_examples=record.num_examples,
         num_held_out=record.num_held_out,
+        num_unfit=record.num_unfit,
         seconds=record.seconds,
         resumed_from=record.resumed_from,
     )

@@ -53,7 +53,7 @@ class Run:
         self._base, self._material, self._state, self._best = base, material, state, best
         self._checkpoints, self._identity, self._config = checkpoints, identity, config
         self._folder, self._ranks = folder, ranks
-        self._held_out = HeldOut(base, material.held_out, ranks)
+        self._held_out = HeldOut(base, material.held_out, config, ranks)
         # What the run took before it was killed counts too: the beginning is put back by that much.
         self._started = started
         # A long initialisation is worth a checkpoint soon.
@@ -142,6 +142,7 @@ class Run:
             stopped_early=state.step < self._config.steps,
             num_examples=self._material.num_examples,
             num_held_out=len(self._material.held_out),
+            num_unfit=self._material.num_unfit,
             seconds=self._elapsed(),
             resumed_from=resumed_from,
         )

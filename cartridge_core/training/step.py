@@ -10,9 +10,8 @@ from torch import Tensor
 from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
-from cartridge_core.training.loss import cross_entropy
-from cartridge_core.training.packed_attention import packed_logits
-from cartridge_core.training.packed_rows import PackedRows, input_length, pack_rows
+from cartridge_core.training.distillation import packed_loss
+from cartridge_core.training.packed_rows import PackedRows, input_length, pack_batch
 from cartridge_core.training.precision import training_precision
 from cartridge_core.training.ranks import Ranks
 from cartridge_core.training.state import TrainingState
@@ -63,12 +62,12 @@ def batch_gradient(
     def accumulate(micro_batch_tokens: int) -> None:
         state.optimizer.zero_grad(set_to_none=True)
         sums.zero_()
-        parts = pack_rows(own, micro_batch_tokens, base.device) if own else []
+        parts = pack_batch(own, config, micro_batch_tokens, base.device) if own else []
         for part in parts:
             sums.add_(_backward(base, state.prefix, part, tokens, config))
         if ranks.lockstep:
             # The others cannot pass their layers without this rank's share of the weights.
-            (idle,) = pack_rows([examples[0]], micro_batch_tokens, base.device)
+            (idle,) = pack_batch([examples[0]], config, micro_batch_tokens, base.device)
             for _ in range(ranks.most(len(parts), base.device) - len(parts)):
                 _backward(base, state.prefix, idle, math.inf, config)
 
@@ -92,7 +91,9 @@ def _backward(
 ) -> Tensor:
     """Add a part's gradient to the masters' and return its share of loss and entropy, `[2]`."""
     with training_precision(base, config):
-        logits = packed_logits(base, prefix.prefix(), part)
-    share = cross_entropy(logits, part.teacher).sum() / tokens
+        sums = packed_loss(
+            base, prefix.prefix(), part, temperature=config.temperature, chunk_tokens=config.loss_chunk_tokens
+        )
+    share = sums.loss / tokens
     share.backward()
-    return torch.stack((share.detach(), part.teacher.entropy().sum() / tokens))
+    return torch.stack((share.detach(), sums.entropy / tokens))
