@@ -64,17 +64,18 @@ def in_processes(
     return run
 
 
-def same(ours: TrainingResult, theirs: TrainingResult) -> None:
+def same(ours: TrainingResult, theirs: TrainingResult, rounding: float = 1.0) -> None:
+    """Within the rounding of fp32 sums in another order; times `rounding`."""
     for name in ("loss", "kl", "grad_norm", "tokens"):
         seen, wanted = ([getattr(point, name) for point in run.curve.train] for run in (ours, theirs))
-        assert seen == pytest.approx(wanted, rel=2e-5)
+        assert seen == pytest.approx(wanted, rel=2e-5 * rounding)
     seen, wanted = ([(look.step, look.loss) for look in run.curve.held_out] for run in (ours, theirs))
-    assert [look[1] for look in seen] == pytest.approx([look[1] for look in wanted], rel=1e-5)
+    assert [look[1] for look in seen] == pytest.approx([look[1] for look in wanted], rel=1e-5 * rounding)
     assert ours.best_step == theirs.best_step
     sides = ((run.cartridge.keys + run.cartridge.values) for run in (ours, theirs))
     for one, many in zip(*sides, strict=True):
         assert one is not None and many is not None
-        torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-4 * rounding)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,8 @@ def test_two_processes_train_what_one_trains(
     both = in_processes(
         config.model_copy(update=changed), "both", progress=lambda done, total, _: told.append((done, total))
     )
-    same(both, single)
+    # Muon orthogonalises in bfloat16, where a last digit of the sums is seldom but then visibly another one.
+    same(both, single, rounding=100.0 if "optimizer" in changed else 1.0)
     assert told == [(step, 8) for step in range(1, 9)]
     files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("single", "both")]
     assert files[0] == files[1]
@@ -117,12 +119,18 @@ def test_an_error_of_the_ranks_ends_the_run_with_it(
     in_processes: InProcesses, config: TrainingConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=r"no longer finite at step \d+ with learning rate"):
-        in_processes(config.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0}), "both")
+        in_processes(config.model_copy(update={"learning_rate": 3e38, "warmup_steps": 0}), "both")
     assert (tmp_path / "both" / "best").is_dir()
 
 
 def test_a_killed_rank_ends_the_run_and_it_goes_on(
-    in_processes: InProcesses, config: TrainingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    in_processes: InProcesses,
+    stored: BaseModel,
+    corpus: Corpus,
+    study: ConversationDataset,
+    config: TrainingConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = config.model_copy(update={"checkpoint_every": 2})
     killed: list[int] = []
@@ -137,7 +145,7 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(
     resumed = in_processes(config, "both")
     assert resumed.resumed_from in (4, 6)
     assert "goes on from step" in caplog.text
-    same(resumed, in_processes(config, "whole"))
+    same(resumed, train(stored, corpus, study, config, tmp_path / "whole"))
 
 
 def rank_process(folder: Path, rank: int) -> int:
