@@ -9,6 +9,7 @@ from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.fit import fit
 from cartridge_core.stages.ingest import find_corpus
+from cartridge_core.stages.initial import initialization_fields
 from cartridge_core.stages.size import default_num_tokens
 from cartridge_core.stages.study import find_dataset
 from cartridge_core.training.config import TrainingConfig
@@ -27,6 +28,9 @@ def fit_cartridge(
     model: str | None = None,
     seed: int | None = None,
     config: Path | None = None,
+    initialization: str | None = None,
+    init_from: str | None = None,
+    init_text: Path | None = None,
 ) -> dict[str, Any]:
     """Train a Cartridge on a study, or on the corpus's text.
 
@@ -40,7 +44,10 @@ def fit_cartridge(
         dataset: Beginning of the dataset's digest; empty for the newest. Unused by next_token.
         model: Hub id or folder; None for the settings' own.
         seed: Seed of initialisation and order; None for the configuration's own.
-        config: TOML file of a training configuration; the parameters above win over it.
+        config: TOML file of a training configuration; the other parameters win over it.
+        initialization: Where keys and values start; None for the configuration's own.
+        init_from: Cartridge to start from: the beginning of its digest, its folder, an alias or a version.
+        init_text: File of the text to start from.
 
     Returns:
         The Cartridge's digest and size.
@@ -57,6 +64,7 @@ def fit_cartridge(
         learning_rate=learning_rate,
         objective=objective,
         seed=seed,
+        **initialization_fields(initialization, init_from, init_text),
     )
     studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
     with progress_artifact("fit-cartridge") as progress:

@@ -27,6 +27,9 @@ def train_cartridge(
     seed: int | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,
+    initialization: str | None = None,
+    init_from: str | None = None,
+    init_text: Path | None = None,
 ) -> dict[str, Any]:
     """Ingest, study, fit, evaluate, register and, if the gate lets it through, promote. Finished stages are not redone.
 
@@ -43,6 +46,9 @@ def train_cartridge(
         seed: Seed of study and training.
         study_config: TOML file of the study's configuration.
         training_config: TOML file of the training's configuration.
+        initialization: Where keys and values start; None for the configuration's own.
+        init_from: Cartridge to start from: the beginning of its digest, its folder, an alias or a version.
+        init_text: File of the text to start from.
 
     Returns:
         What each stage said about its product, by stage.
@@ -60,6 +66,9 @@ def train_cartridge(
         model=model,
         seed=seed,
         config=training_config,
+        initialization=initialization,
+        init_from=init_from,
+        init_text=init_text,
     )
     cartridge = fitted["digest"]
     graded = evaluate_cartridge(corpus, cartridge, questions, version=version, model=model)

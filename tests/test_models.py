@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
-    DeepseekV3Config,
     DeepseekV2Config,
+    DeepseekV3Config,
     DiffLlamaConfig,
     Gemma2Config,
     Gemma3nConfig,
     Gemma3nTextConfig,
     Gemma4TextConfig,
-    GraniteSWAConfig,
     GPT2Config,
     GptOssConfig,
+    GraniteSWAConfig,
     JambaConfig,
     Llama4TextConfig,
     LlamaConfig,

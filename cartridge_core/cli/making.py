@@ -11,6 +11,7 @@ from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import ConfigFile, CorpusName, Model, Version
 from cartridge_core.errors import EvaluationError
 from cartridge_core.evaluation import EvaluationConfig
+from cartridge_core.initialization.options import OPTIONS
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.settings import Settings
 from cartridge_core.stages.build import EVALUATION
@@ -19,6 +20,7 @@ from cartridge_core.stages.fit import FittedCartridge, find_cartridge, fit
 from cartridge_core.stages.grade import ALL_BASELINES, grade
 from cartridge_core.stages.held_out import held_out_kl
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus
+from cartridge_core.stages.initial import initialization_fields
 from cartridge_core.stages.questions import exam
 from cartridge_core.stages.registered import RegisteredCartridge, find_registered
 from cartridge_core.stages.size import default_num_tokens
@@ -71,6 +73,14 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help=f"Where keys and values start: {', '.join(OPTIONS)}. Default: first_tokens.")
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Start from this Cartridge: the beginning of its digest, its folder, an alias or a version."),
+    ] = None,
+    init_text: Annotated[Path | None, typer.Option(help="Start from the text in this file.")] = None,
     dataset: Annotated[str, typer.Option(help="Dataset: the beginning of its digest. Default: the newest.")] = "",
     version: Version = "",
     model: Model = None,
@@ -81,6 +91,10 @@ def train(
     """Train a Cartridge on the corpus's newest study, or with `--objective next_token` on its text.
 
     Example: `cartridge train handbook --tokens 512 --steps 800`
+
+    Example: `cartridge train handbook --tokens 512 --init-from champion`
+
+    Options of an initialisation are the table `initialization_options` of the configuration file.
     """
     settings = Settings()
     source = find_corpus(settings, corpus, version)
@@ -92,6 +106,7 @@ def train(
         steps=steps,
         learning_rate=learning_rate,
         seed=seed,
+        **initialization_fields(init, init_from, init_text),
     )
     studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
     with progress_bars() as progress:

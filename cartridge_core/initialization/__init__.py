@@ -1,19 +1,4 @@
-"""Where a Cartridge's keys and values start before training."""
+"""Where a Cartridge's keys and values start before training: one file an initialiser, named in `initializers`.
 
-from collections.abc import Callable
-
-from cartridge_core.cartridge import PrefixKV
-from cartridge_core.initialization.first_tokens import first_tokens
-from cartridge_core.initialization.random_vectors import random_vectors
-from cartridge_core.models import BaseModel
-
-Initializer = Callable[[BaseModel, str, int, int], PrefixKV]
-"""Called with (base model, corpus text, number of tokens, seed)."""
-
-INITIALIZERS: dict[str, Initializer] = {
-    "first_tokens": first_tokens,
-    "random_vectors": random_vectors,
-}
-"""Name to initialiser; a new one is a file and a line here."""
-
-__all__ = ["INITIALIZERS", "Initializer", "first_tokens", "random_vectors"]
+This package itself imports nothing, so that a training configuration can name options without loading torch.
+"""

@@ -5,29 +5,20 @@ from torch import Tensor
 
 from cartridge_core.cartridge import PrefixKV
 from cartridge_core.initialization.first_tokens import first_tokens
-from cartridge_core.models import BaseModel
+from cartridge_core.initialization.source import InitializationSource
 
 
-def random_vectors(base: BaseModel, text: str, num_tokens: int, seed: int = 0) -> PrefixKV:
+def random_vectors(source: InitializationSource) -> PrefixKV:
     """Normal vectors with the mean and spread that each channel has over the beginning of the corpus.
 
     The first token stays the real one: a Cartridge without an attention sink starts from a broken model, which says
     nothing about initialisation. Unit normals, as in the reference implementation, are far off the scale of real keys.
 
-    Args:
-        base: The model.
-        text: The corpus.
-        num_tokens: Length of the Cartridge, p in the paper.
-        seed: Decides the vectors.
-
-    Returns:
-        A prefix of `num_tokens` tokens whose `next_position` is `num_tokens`.
-
     Raises:
         TrainingError: The corpus is shorter than the Cartridge.
     """
-    real = first_tokens(base, text, num_tokens)
-    generator = torch.Generator().manual_seed(seed)
+    real = first_tokens(source)
+    generator = torch.Generator().manual_seed(source.seed)
     return PrefixKV(
         [None if key is None else _like(key, generator) for key in real.keys],
         [None if value is None else _like(value, generator) for value in real.values],

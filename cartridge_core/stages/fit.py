@@ -21,6 +21,7 @@ from cartridge_core.stages.model import (
 )
 from cartridge_core.stages.store import Facts, Finished
 from cartridge_core.stages.study import StudiedDataset
+from cartridge_core.stages.warm_start import with_previous
 from cartridge_core.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def fit(
 
     Args:
         settings: Store, device, default model.
-        corpus: What the Cartridge stands in for; its first tokens initialise it.
+        corpus: What the Cartridge stands in for.
         dataset: What it is distilled from; None with the next-token objective.
         config: How it is trained.
         model: Hub id or folder; None for the settings' own.
@@ -100,10 +101,14 @@ def fit(
 
     Raises:
         TrainingError: The inputs cannot be trained on (said before the model's weights are loaded), or training failed.
+        NotFoundError: The previous Cartridge that it is to start from is nowhere.
+        BaseModelMismatchError: That one belongs to another base model.
     """
     if (dataset is None) != (config.objective == "next_token"):
         problem = f"Objective '{config.objective}' {'needs' if dataset is None else 'does not use'} a dataset."
         raise TrainingError(problem, "Give a dataset for distillation, none for next_token.")
+    trained = {c.digest: c.folder for c in _trained(settings)}
+    config = with_previous(settings, corpus, config, model, trained)
     inputs = {
         "tenant": settings.tenant,
         "corpus": corpus.digest,
@@ -164,18 +169,19 @@ def _train(
         return train(base, text, conversations, config, directory, tenant=settings.tenant, progress=progress)
 
 
+def _trained(settings: Settings) -> list[FittedCartridge]:
+    """The tenant's Cartridges in the digest store, oldest first."""
+    products = store_of(settings).finished("fit")
+    return [FittedCartridge(product) for product in products if product.inputs["tenant"] == settings.tenant]
+
+
 def find_cartridge(settings: Settings, corpus: IngestedCorpus, digest: str = "") -> FittedCartridge:
     """The newest distilled Cartridge of a corpus version, or the one whose digest begins with `digest`.
 
     Raises:
         NotFoundError: There is none.
     """
-    products = store_of(settings).finished("fit")
-    own = [
-        FittedCartridge(p)
-        for p in products
-        if p.inputs["corpus"] == corpus.digest and p.inputs["tenant"] == settings.tenant
-    ]
+    own = [c for c in _trained(settings) if c.product.inputs["corpus"] == corpus.digest]
     matching = [c for c in own if (c.digest.startswith(digest) if digest else c.objective == "distillation")]
     if not matching:
         which = f"Cartridge {digest}" if digest else "trained Cartridge"

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import DatasetError, TrainingError
-from cartridge_core.initialization import INITIALIZERS
+from cartridge_core.initialization.options import NEED_CONVERSATIONS, OPTIONS
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.optimizer import OPTIMIZERS
-from cartridge_core.training.schedule import SCHEDULES
 from cartridge_core.training.packed_rows import fitting
+from cartridge_core.training.schedule import SCHEDULES
 
 
 def check_inputs(
@@ -47,6 +47,7 @@ def check_inputs(
             "shard_base parts the base model over several processes, but there is one.",
             "Train with --processes, or leave shard_base out.",
         )
+    _check_initialization(config)
     if config.objective == "next_token":
         if dataset is not None:
             raise TrainingError(
@@ -85,13 +86,29 @@ def check_inputs(
 
 def _check_names(config: TrainingConfig) -> None:
     choices: dict[str, tuple[str, Iterable[str]]] = {
-        "initialisation": (config.initialization, INITIALIZERS),
         "optimizer": (config.optimizer, OPTIMIZERS),
         "schedule": (config.schedule, SCHEDULES),
     }
     for what, (name, known) in choices.items():
         if name not in known:
             raise TrainingError(f"There is no {what} named {name!r}.", f"Choose one of {', '.join(known)}.")
+
+
+def _check_initialization(config: TrainingConfig) -> None:
+    # A configuration checks itself when it is made; a changed copy of one does not.
+    name = config.initialization
+    if name not in OPTIONS:
+        raise TrainingError(f"There is no initialisation named {name!r}.", f"Choose one of {', '.join(OPTIONS)}.")
+    if type(config.initialization_options) is not OPTIONS[name]:
+        raise TrainingError(
+            f"Initialisation {name!r} was given the options of another one.",
+            "State `initialization` and `initialization_options` together.",
+        )
+    if name in NEED_CONVERSATIONS and config.objective == "next_token":
+        raise TrainingError(
+            f"Initialisation {name!r} needs a study's conversations, which next-token training has not.",
+            "Choose another initialisation, or the objective 'distillation'.",
+        )
 
 
 def _check_length(

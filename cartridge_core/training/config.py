@@ -2,9 +2,17 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cartridge_core.digest import digest_of
+from cartridge_core.initialization.options import (
+    NEED_CONVERSATIONS,
+    AnyOptions,
+    CartridgeOptions,
+    InitializationOptions,
+    check_name,
+    options_of,
+)
 
 DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
 """By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an orthogonalised update has another scale."""
@@ -39,7 +47,9 @@ class TrainingConfig(BaseModel):
     num_frozen_tokens: int = Field(default=1, ge=0)
     """Leading tokens that keep their initial keys and values: the attention sink."""
     initialization: str = "first_tokens"
-    """Where keys and values start: a name in `cartridge_core.initialization.INITIALIZERS`."""
+    """Where keys and values start: a name in `cartridge_core.initialization.initializers.INITIALIZERS`."""
+    initialization_options: AnyOptions = Field(default_factory=dict, validate_default=True)
+    """What that initialiser can be told: the fields of its class in `cartridge_core.initialization.options`."""
     objective: Literal["distillation", "next_token"] = "distillation"
     """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -108,6 +118,18 @@ class TrainingConfig(BaseModel):
     seed: int = 0
     """Decides initialisation, held-out questions and the order of examples."""
 
+    @field_validator("initialization")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        check_name(name)
+        return name
+
+    @field_validator("initialization_options", mode="before")
+    @classmethod
+    def _of_that_name(cls, stated: Any, info: ValidationInfo) -> InitializationOptions:
+        # Without a name that one was refused already, with a message of its own.
+        return options_of(info.data.get("initialization", "first_tokens"), stated)
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.num_frozen_tokens >= self.num_tokens:
@@ -126,11 +148,21 @@ class TrainingConfig(BaseModel):
             )
         if self.objective == "next_token" and self.row_tokens is not None and self.row_tokens < self.window_tokens - 1:
             raise ValueError(f"row_tokens={self.row_tokens} cannot hold window_tokens={self.window_tokens}")
+        if self.initialization in NEED_CONVERSATIONS and self.objective == "next_token":
+            raise ValueError(f"initialization={self.initialization!r} needs the conversations of a study")
         return self
 
     def recipe(self) -> dict[str, Any]:
         """The fields that decide the tensors, as JSON values."""
         return self.model_dump(mode="json", exclude=set(BOOKKEEPING))
+
+    def for_another_process(self) -> dict[str, Any]:
+        """The configuration as JSON values, with the places of files that are no part of its identity."""
+        options = self.initialization_options
+        stated = self.model_dump(mode="json")
+        if isinstance(options, CartridgeOptions) and options.folder is not None:
+            stated["initialization_options"]["folder"] = str(options.folder.absolute())
+        return stated
 
     @property
     def digest(self) -> str:

@@ -36,7 +36,9 @@ class HeldOutScore:
 class HeldOut:
     """Held-out examples, laid out once and looked at many times; each rank looks at its share."""
 
-    def __init__(self, base: BaseModel, examples: Sequence[Targets], config: TrainingConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, base: BaseModel, examples: Sequence[Targets], config: TrainingConfig, ranks: Ranks = ALONE
+    ) -> None:
         """Remember them.
 
         Args:

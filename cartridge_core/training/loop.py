@@ -19,10 +19,11 @@ from cartridge_core.training.checkpoint import Checkpoint, Checkpoints
 from cartridge_core.training.checks import check_inputs
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.held_out import ALONE
+from cartridge_core.training.initial import initial_prefix
 from cartridge_core.training.objective import OBJECTIVES
 from cartridge_core.training.ranks import Ranks
 from cartridge_core.training.result import CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT, TrainingResult, finished_result
-from cartridge_core.training.run import Run, initial_prefix
+from cartridge_core.training.run import Run
 from cartridge_core.training.run_folder import owned_folder, remove_leftovers
 from cartridge_core.training.run_identity import RunIdentity
 from cartridge_core.training.state import TrainingState
@@ -88,7 +89,7 @@ def train(
             started -= checkpoint.record.seconds
             _say_resumed(state.step, config.steps, folder, progress, ranks)
         else:
-            state = TrainingState(initial_prefix(base, corpus, config), config, base.device)
+            state = TrainingState(initial_prefix(base, corpus, dataset, config), config, base.device)
             ranks.from_first(state.prefix.parameters())
         run = Run(base, material, state, best, checkpoints, identity, config, folder, ranks, started)
         return run.to_the_end(progress, resumed_from=state.step if checkpoint else None)

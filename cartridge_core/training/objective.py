@@ -39,6 +39,15 @@ class Material:
     """Conversations that are too long to be trained on, those held out included."""
 
 
+def split_study(
+    dataset: ConversationDataset, config: TrainingConfig, max_positions: int
+) -> tuple[ConversationDataset, ConversationDataset, int]:
+    """A study's conversations to train on, the held-out ones, and how many are in neither because they do not fit."""
+    fits = fitting(dataset.lengths, config, max_positions)
+    num_unfit, fit = len(dataset) - int(fits.sum()), dataset.select(np.flatnonzero(fits))
+    return *fit.split(min(config.held_out_fraction, config.max_held_out / len(fit)), config.seed), num_unfit
+
+
 def distillation(
     base: BaseModel, corpus: Corpus, dataset: ConversationDataset | None, config: TrainingConfig
 ) -> Material:
@@ -51,10 +60,7 @@ def distillation(
     """
     if dataset is None or not len(dataset):
         raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
-    fits = fitting(dataset.lengths, config, base.max_positions)
-    num_unfit, dataset = len(dataset) - int(fits.sum()), dataset.select(np.flatnonzero(fits))
-    fraction = min(config.held_out_fraction, config.max_held_out / len(dataset))
-    train, held_out = dataset.split(fraction, config.seed)
+    train, held_out, num_unfit = split_study(dataset, config, base.max_positions)
     stream = ConversationStream(list(train), config.batch_size, config.seed)
     return Material(stream, list(held_out), len(train), num_unfit)
 

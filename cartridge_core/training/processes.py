@@ -65,7 +65,7 @@ def train_in_processes(
         told["--dataset"] = dataset
     with tempfile.TemporaryDirectory(prefix="cartridge-") as temporary, (folder / LOG).open("w") as log:
         told["--config"] = Path(temporary, "training.json")
-        told["--config"].write_text(config.model_dump_json(), encoding="utf-8")
+        told["--config"].write_text(json.dumps(config.for_another_process()), encoding="utf-8")
         arguments = [str(part) for pair in told.items() for part in pair]
         with _torchrun(processes, ["-m", "cartridge_core.training.launch", "--json", *arguments], log) as running:
             error = _watch(running, progress)

@@ -6,11 +6,8 @@ from pathlib import Path
 import torch
 
 from cartridge_core.cartridge import Cartridge
-from cartridge_core.corpus import Corpus
 from cartridge_core.errors import ArtifactError, TrainingError
-from cartridge_core.initialization import INITIALIZERS
 from cartridge_core.models import BaseModel
-from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.progress import Progress
 from cartridge_core.rendering import template_digest
 from cartridge_core.selfstudy.seeding import derive_seed
@@ -27,11 +24,6 @@ from cartridge_core.training.run_identity import RunIdentity
 from cartridge_core.training.schedule import learning_rate
 from cartridge_core.training.state import TrainingState
 from cartridge_core.training.step import batch_gradient
-
-
-def initial_prefix(base: BaseModel, corpus: Corpus, config: TrainingConfig) -> PrefixKV:
-    """Where keys and values start."""
-    return INITIALIZERS[config.initialization](base, corpus.text(), config.num_tokens, config.seed)
 
 
 class Run:

@@ -10,6 +10,7 @@ from cartridge_core.errors import CorpusError
 from cartridge_core.publishing import PromotionGate
 from cartridge_core.stages.build import build
 from cartridge_core.training.config import TrainingConfig
+from flows.fit_cartridge import fit_cartridge
 from flows.reporting import terminal
 from flows.train_cartridge import train_cartridge
 from tests.talkative import STUDY, Workplace
@@ -48,6 +49,11 @@ def test_the_chain_runs_once_and_is_the_same_without_prefect(prefect_server: str
     )
     assert plain.cartridge.product.cached and plain.graded.product.cached
     assert plain.cartridge.digest == entry.digest
+
+    warm = fit_cartridge("wards", init_from=entry.digest[:8], **SIZES)
+    assert warm["digest"] != entry.digest and not warm["cached"]
+    drawn = train_cartridge("wards", [workplace.documents], initialization="random_vectors", **chain)
+    assert drawn["cartridge"]["digest"] not in (warm["digest"], entry.digest)
 
     artifacts = {artifact["key"] for artifact in httpx.post(f"{prefect_server}/artifacts/filter", json={}).json()}
     runs = {run["name"] for run in httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()}

@@ -43,6 +43,20 @@ def test_unknown_initialisation(check: Callable[..., None], config: TrainingConf
         check(config=config.model_copy(update={"initialization": "magic"}))
 
 
+def test_options_of_another_initialisation(check: Callable[..., None], config: TrainingConfig) -> None:
+    with pytest.raises(TrainingError, match=r"'attention_matching' was given the options of another"):
+        check(config=config.model_copy(update={"initialization": "attention_matching"}))
+
+
+def test_attention_matching_needs_conversations(check: Callable[..., None], config: TrainingConfig) -> None:
+    matching = TrainingConfig.model_validate(
+        config.model_dump(exclude={"initialization_options"}) | {"initialization": "attention_matching"}
+    )
+    check(config=matching)
+    with pytest.raises(TrainingError, match=r"needs a study's conversations"):
+        check(config=matching.model_copy(update={"objective": "next_token"}), dataset=None)
+
+
 def test_a_cartridge_longer_than_the_window(
     check: Callable[..., None], study: ConversationDataset, config: TrainingConfig
 ) -> None:

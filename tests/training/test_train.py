@@ -13,14 +13,15 @@ from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import TrainingError
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.inference.score import token_logprobs
-from cartridge_core.initialization import INITIALIZERS
+from cartridge_core.initialization.first_tokens import first_tokens
+from cartridge_core.initialization.source import InitializationSource
 from cartridge_core.models import BaseModel
 from cartridge_core.rendering import prefix_token_ids
 from cartridge_core.training import step
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.curve import LossCurve
-from cartridge_core.training.loop import train
 from cartridge_core.training.distillation import LossSum, packed_loss
+from cartridge_core.training.loop import train
 from cartridge_core.training.loss import cross_entropy
 from cartridge_core.training.packed_attention import packed_logits
 from cartridge_core.training.packed_rows import pack_rows
@@ -83,7 +84,7 @@ def test_equal_inputs_give_equal_tensors_and_other_seeds_others(
 def test_micro_batches_give_the_mean_over_all_tokens(
     base: BaseModel, corpus: Corpus, study: ConversationDataset
 ) -> None:
-    initial = INITIALIZERS["first_tokens"](base, corpus.text(), 8, 0)
+    initial = first_tokens(InitializationSource(base, corpus, 8))
     examples = list(study)[:13]
 
     def gradients(max_tokens: int) -> tuple[float, list[torch.Tensor]]:
