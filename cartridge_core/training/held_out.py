@@ -47,7 +47,7 @@ class HeldOut:
 
     @torch.no_grad()
     def score(self, cartridge: Cartridge) -> HeldOutScore:
-        """Score the stored tensors, in the type that the model serves them in, at temperature 1 whatever is trained at."""
+        """Score the stored tensors, in the type that the model serves them in, at temperature 1 however it is trained."""
         prefix = cartridge.prefix().to(self._base.device, self._base.dtype)
         total = sum(
             float(packed_loss(self._base, prefix, part, chunk_tokens=self._chunk_tokens).loss) for part in self._parts

@@ -21,8 +21,8 @@ from cartridge_core.training.best import BestCartridge
 from cartridge_core.training.checks import check_inputs
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.curve import HeldOutPoint, LossCurve, TrainPoint
-from cartridge_core.training.held_out import HeldOut, HeldOutScore
 from cartridge_core.training.distillation import packed_loss
+from cartridge_core.training.held_out import HeldOut, HeldOutScore
 from cartridge_core.training.objective import OBJECTIVES
 from cartridge_core.training.optimizer import OPTIMIZERS, set_learning_rate
 from cartridge_core.training.packed_rows import pack_batch

@@ -93,7 +93,9 @@ def pack_rows(
     per_part = max(max_tokens // capacity, 1)
     height = per_part if kernel == "flex" else 0
     return [
-        _lay_out([[examples[i] for i in row] for row in rows[start : start + per_part]], capacity, height, device, kernel)
+        _lay_out(
+            [[examples[i] for i in row] for row in rows[start : start + per_part]], capacity, height, device, kernel
+        )
         for start in range(0, len(rows), per_part)
     ]
 

@@ -7,7 +7,6 @@ that these tests go around: it shows the mask and the cap to be right in the bac
 from collections.abc import Callable
 
 import pytest
-import torch
 import torch.nn.attention.flex_attention as torch_flex
 
 from cartridge_core.attention import choose_kernel

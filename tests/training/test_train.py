@@ -19,8 +19,8 @@ from cartridge_core.rendering import prefix_token_ids
 from cartridge_core.training import loop
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.curve import LossCurve
-from cartridge_core.training.loop import train
 from cartridge_core.training.distillation import LossSum, packed_loss
+from cartridge_core.training.loop import train
 from cartridge_core.training.loss import cross_entropy
 from cartridge_core.training.packed_attention import packed_logits
 from cartridge_core.training.packed_rows import pack_rows
