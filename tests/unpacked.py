@@ -66,8 +66,7 @@ def check_equal(
     prefix = random_prefix(base)
     tensors = [tensor for tensor in (*prefix.keys, *prefix.values) if tensor is not None]
     weights = torch.randn(base.vocab_size, generator=torch.Generator().manual_seed(1)).to(base.device)
-    parts = pack_rows(examples(), 2 * row_tokens, base.device, kernel=kernel, row_tokens=row_tokens)
-    (rows,) = parts
+    (rows,) = pack_rows(examples(), 2 * row_tokens, base.device, kernel=kernel, row_tokens=row_tokens)
     assert len(rows.token_ids) < len(examples())
     with torch.set_grad_enabled(gradients):
         logits = packed_logits(base, prefix, rows)

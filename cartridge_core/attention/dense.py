@@ -164,7 +164,7 @@ def _mix(weights: Tensor, value: Tensor, prefix_value: Tensor) -> Tensor:
 
 
 def _joined(shared: Tensor, own: Tensor, width: int, filling: float) -> Tensor:
-    """Columns for the prefix `[kv heads, R * L, n]`, for own keys `[kv heads, R, L, S]`, and a filling up to `width`."""
+    """Columns for the prefix `[kv heads, R * L, n]`, for own keys `[kv heads, R, L, S]`, and filling up to `width`."""
     parts = [shared.view(*own.shape[:3], -1), own]
     missing = width - shared.shape[-1] - own.shape[-1]
     if missing:
@@ -177,6 +177,6 @@ def _parts(joined: Tensor, count: int, slots: int) -> tuple[Tensor, Tensor]:
 
 
 def _copied(joined: Tensor, count: int, slots: int) -> tuple[Tensor, Tensor]:
-    """As `_parts`, for products with the transpose: in half precision those take twice as long with gaps between rows."""
+    """As `_parts`, for products with the transpose: in half precision gaps between rows make those twice as slow."""
     to_prefix, to_own = _parts(joined, count, slots)
     return (to_prefix, to_own) if joined.dtype == torch.float32 else (to_prefix.contiguous(), to_own.contiguous())

@@ -47,7 +47,8 @@ class FlexLayout:
         """See `interface.Layout`; B is 1, T and S are all places of all rows."""
         keys, values = (torch.cat((side[None], own), dim=2) for side, own in zip(prefix, (key, value), strict=True))
         compiled = query.device.type == "cuda"
-        out = (_compiled() if compiled else flex_attention)(
+        attend: Attend = _compiled() if compiled else flex_attention
+        out = attend(
             query.contiguous(),
             keys,
             values,

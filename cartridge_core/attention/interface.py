@@ -54,7 +54,7 @@ class _Active:
         self.prefix, self.layers, self.layout = prefix, layers, layout
 
     def pair(self, layer: int, module: torch.nn.Module) -> tuple[Tensor, Tensor]:
-        """The prefix's keys and values that a layer attends to: its own, or those of the layer whose cache it shares."""
+        """Keys and values of the prefix that a layer attends to: its own, or those of the layer whose cache it reads."""
         source = layer
         if not self.layers[layer].has_kv:
             source = int(module.kv_shared_layer_index)  # type: ignore[arg-type]  # such layers know whose cache it is
@@ -178,7 +178,9 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
     if kwargs.get("s_aux") is not None:
-        raise UnsupportedModelError(f"{type(module).__name__} has learned attention sinks, which this does not compute.")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has learned attention sinks, which this does not compute."
+        )
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention that has a cache knows its layer
     # Under autocast the rotation has made queries and keys fp32 again; the values still have the type to compute in.
     dtype = value.dtype

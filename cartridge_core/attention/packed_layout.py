@@ -39,11 +39,15 @@ class PackedLayout:
     ) -> Tensor:
         """See `interface.Layout`; B is 1, T and S are the tokens of all rows."""
         heads, kv_heads, dim = query.shape[1], key.shape[1], value.shape[3]
-        rows, length = self._index.shape
+        rows = len(self._index)
         shape = (kv_heads, rows, -1, query.shape[3])
-        own_key, own_value = (_ToRows.apply(side, *self._table(kv_heads, kv_heads)).view(shape) for side in (key, value))
+        own_key, own_value = (
+            _ToRows.apply(side, *self._table(kv_heads, kv_heads)).view(shape) for side in (key, value)
+        )
         table = self._table(heads, kv_heads)
-        out = attend(_ToRows.apply(query, *table).view(shape), own_key, own_value, *prefix, *self._bias(window, query.dtype), cap)
+        out = attend(
+            _ToRows.apply(query, *table).view(shape), own_key, own_value, *prefix, *self._bias(window, query.dtype), cap
+        )
         back: Tensor = _FromRows.apply(out.view(-1, dim), *table)
         return back.view(1, -1, heads, dim)
 
