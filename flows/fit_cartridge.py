@@ -27,6 +27,7 @@ def fit_cartridge(
     model: str | None = None,
     seed: int | None = None,
     config: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Train a Cartridge on a study, or on the corpus's text.
 
@@ -41,6 +42,7 @@ def fit_cartridge(
         model: Hub id or folder; None for the settings' own.
         seed: Seed of initialisation and order; None for the configuration's own.
         config: TOML file of a training configuration; the parameters above win over it.
+        processes: Processes of the worker's machine that train together, with a GPU each where there are GPUs.
 
     Returns:
         The Cartridge's digest and size.
@@ -60,5 +62,5 @@ def fit_cartridge(
     )
     studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
     with progress_artifact("fit-cartridge") as progress:
-        product = fit(settings, source, studied, training, model, progress).product
+        product = fit(settings, source, studied, training, model, progress, processes).product
     return product.facts | {"cached": product.cached}

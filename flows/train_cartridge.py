@@ -27,6 +27,7 @@ def train_cartridge(
     seed: int | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Ingest, study, fit, evaluate, register and, if the gate lets it through, promote. Finished stages are not redone.
 
@@ -43,6 +44,7 @@ def train_cartridge(
         seed: Seed of study and training.
         study_config: TOML file of the study's configuration.
         training_config: TOML file of the training's configuration.
+        processes: Processes of the worker's machine that train together.
 
     Returns:
         What each stage said about its product, by stage.
@@ -60,6 +62,7 @@ def train_cartridge(
         model=model,
         seed=seed,
         config=training_config,
+        processes=processes,
     )
     cartridge = fitted["digest"]
     graded = evaluate_cartridge(corpus, cartridge, questions, version=version, model=model)
