@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cartridge_core.architectures import check_architecture, layer_specs
@@ -208,7 +209,7 @@ def _readable(files: ModelFiles) -> Iterator[None]:
     """Turns the loader's many errors into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CartridgeError(
             f"Cannot read a model from {files.folder}: {reason}",

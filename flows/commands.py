@@ -62,6 +62,7 @@ def build(
     seed: Annotated[int | None, typer.Option(help="Seed of study and training.")] = None,
     study_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the study.")] = None,
     training_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the training.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """From documents to a promoted Cartridge in one go: the flow `train-cartridge`. Finished stages are not redone.
@@ -84,6 +85,7 @@ def build(
             seed=seed,
             study_config=study_config,
             training_config=training_config,
+            processes=processes,
         )
     promotion = result["promotion"]
     rows = {

@@ -54,7 +54,7 @@ class _Active:
         self.prefix, self.layers, self.layout = prefix, layers, layout
 
     def pair(self, layer: int, module: torch.nn.Module) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prefix that a layer attends to: its own, or those of the layer whose cache it reads."""
+        """Prefix keys and values that a layer attends to: its own, or those of the layer whose cache it reads."""
         source = layer
         if not self.layers[layer].has_kv:
             source = int(module.kv_shared_layer_index)  # type: ignore[arg-type]  # such layers know whose cache it is

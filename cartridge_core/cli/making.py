@@ -1,5 +1,6 @@
 """`cartridge synthesize`, `train` and `evaluate`: from a corpus to a graded Cartridge."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,6 +63,12 @@ def synthesize(
     show(value, as_json, facts(f"Dataset about {corpus}", rows))
 
 
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        typer.echo(json.dumps(TrainingConfig.model_json_schema(), indent=2))
+        raise typer.Exit
+
+
 def train(
     corpus: CorpusName,
     num_tokens: Annotated[
@@ -85,10 +92,26 @@ def train(
     version: Version = "",
     model: Model = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and order.")] = None,
+    optimizer: Annotated[Literal["adamw", "muon"] | None, typer.Option(help="Default: adamw.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: 100.")] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, with a GPU each where there are GPUs.")
+    ] = 1,
     config: ConfigFile = None,
+    print_config_schema: Annotated[
+        bool,
+        typer.Option(
+            "--print-config-schema",
+            callback=_print_schema,
+            is_eager=True,
+            help="Print the JSON schema of the configuration's fields.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a Cartridge on the corpus's newest study, or with `--objective next_token` on its text.
+
+    The same command after a kill goes on from the newest checkpoint.
 
     Example: `cartridge train handbook --tokens 512 --steps 800`
 
@@ -107,10 +130,12 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         **initialization_fields(init, init_from, init_text),
+        optimizer=optimizer,
+        checkpoint_every=checkpoint_every,
     )
     studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
     with progress_bars() as progress:
-        cartridge = fit(settings, source, studied, training, model, progress)
+        cartridge = fit(settings, source, studied, training, model, progress, processes)
     told = cartridge.product.facts
     rows = {
         "digest": cartridge.digest,
@@ -118,6 +143,7 @@ def train(
         "KV bytes": f"{told['kv_bytes']:,}",
         "best step": told["best_step"],
         "left out, too long": told.get("num_unfit", 0),
+        "went on from step": told.get("resumed_from"),
         "loss curve": cartridge.curve,
         "folder": cartridge.folder,
         "seconds": cartridge.product.seconds,

@@ -40,7 +40,8 @@ class TrainingConfig(BaseModel):
     Configurations with equal recipes give equal tensors.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # The docstrings are the descriptions in the JSON schema (`cartridge train --print-config-schema`).
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_tokens: int = Field(gt=0)
     """Virtual tokens of the Cartridge, p in the paper."""

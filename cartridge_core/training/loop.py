@@ -20,6 +20,7 @@ from cartridge_core.training.checks import check_inputs
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.held_out import ALONE
 from cartridge_core.training.initial import initial_prefix
+from cartridge_core.training.layer_modes import compiled_layers
 from cartridge_core.training.objective import OBJECTIVES
 from cartridge_core.training.ranks import Ranks
 from cartridge_core.training.result import CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT, TrainingResult, finished_result
@@ -92,7 +93,8 @@ def train(
             state = TrainingState(initial_prefix(base, corpus, dataset, config), config, base.device)
             ranks.from_first(state.prefix.parameters())
         run = Run(base, material, state, best, checkpoints, identity, config, folder, ranks, started)
-        return run.to_the_end(progress, resumed_from=state.step if checkpoint else None)
+        with compiled_layers(base, config.compile):
+            return run.to_the_end(progress, resumed_from=state.step if checkpoint else None)
 
 
 @contextmanager

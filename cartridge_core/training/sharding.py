@@ -25,6 +25,6 @@ def shard(base: BaseModel) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(base.model, mesh=mesh)
     with torch.no_grad():
-        # The first pass makes the buffers that weights are gathered in. Made in a prefill, which runs in inference mode,
-        # they could not be written to in training.
+        # The first pass makes the buffers that weights are gathered in. Made in a prefill, which runs in inference
+        # mode, they could not be written to in training.
         base.model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=base.device), use_cache=False)

@@ -11,6 +11,7 @@ from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.distillation import packed_loss
+from cartridge_core.training.layer_modes import recomputed_activations
 from cartridge_core.training.packed_rows import PackedRows, input_length, pack_batch
 from cartridge_core.training.precision import training_precision
 from cartridge_core.training.ranks import Ranks
@@ -71,11 +72,12 @@ def batch_gradient(
             for _ in range(ranks.most(len(parts), base.device) - len(parts)):
                 _backward(base, state.prefix, idle, math.inf, config)
 
-    if ranks.lockstep:
-        # One rank alone cannot repeat a pass that all make together.
-        accumulate(state.micro_batch.tokens)
-    else:
-        state.micro_batch.run(accumulate, most=sum(input_length(example) for example in own))
+    with recomputed_activations(base, config.activation_checkpointing):
+        if ranks.lockstep:
+            # One rank alone cannot repeat a pass that all make together.
+            accumulate(state.micro_batch.tokens)
+        else:
+            state.micro_batch.run(accumulate, most=sum(input_length(example) for example in own))
     masters = state.prefix.parameters()
     for master in masters:
         if master.grad is None:
