@@ -3,15 +3,12 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from cartridge_core import __version__
@@ -23,10 +20,24 @@ from cartridge_core.manifest import (
     BaseModelIdentity,
     CartridgeManifest,
     LayerSpec,
+    Origin,
+    Quantization,
     first_problem,
     read_manifest,
 )
 from cartridge_core.prefix_kv import PrefixKV
+from cartridge_core.quantization import storage_dtype
+from cartridge_core.stored_tensors import (
+    TENSORS_FILE,
+    Side,
+    check_tensors,
+    dtype_name,
+    dump,
+    exact_tensors,
+    keys_and_values,
+    quantized_tensors,
+    read_tensors,
+)
 
 __all__ = [
     "MANIFEST_FILE",
@@ -39,8 +50,6 @@ __all__ = [
     "read_manifest",
 ]
 
-TENSORS_FILE = "cartridge.safetensors"
-
 
 class Cartridge:
     """Tensors and manifest of a trained (or untrained) key/value prefix.
@@ -49,17 +58,21 @@ class Cartridge:
 
     Attributes:
         manifest: What the tensors are and where they come from.
-        keys: Per layer `[num_kv_heads, num_tokens, head_dim]` after RoPE in the stored type, or None.
+        keys: Per layer `[num_kv_heads, num_tokens, head_dim]` after RoPE in the base model's type, or None; those of
+            a quantised Cartridge are dequantised already.
         values: As `keys`.
     """
 
     def __init__(
-        self, manifest: CartridgeManifest, keys: Sequence[Tensor | None], values: Sequence[Tensor | None]
+        self, manifest: CartridgeManifest, keys: Side, values: Side, stored: Mapping[str, Tensor] | None = None
     ) -> None:
         self.manifest = manifest
         self.keys = list(keys)
         self.values = list(values)
-        _check_tensors(manifest, self.keys, self.values)
+        self._stored = exact_tensors(self.keys, self.values) if stored is None else dict(stored)
+        if (counts := (len(self.keys), len(self.values))) != (len(manifest.layers),) * 2:
+            raise ArtifactError(f"Layers of keys and values: {counts}; the manifest has {len(manifest.layers)}.")
+        check_tensors(manifest, self._stored)
 
     @classmethod
     def from_prefix(
@@ -84,7 +97,8 @@ class Cartridge:
             template_digest: `rendering.template_digest` of the model's tokenizer.
             num_frozen_tokens: Leading tokens that training did not touch.
             key_positions: Position each key was rotated for; 0, 1, 2, ... where nobody says.
-            **provenance: `tenant`, `corpus_digest`, `dataset_digest`, `training_config_digest`, `seed` of the manifest.
+            **provenance: `tenant`, `corpus_digest`, `dataset_digest`, `training_config_digest`, `seed` and `origin` of
+                the manifest.
 
         Raises:
             ArtifactError: Shapes do not fit the layers, or a value is not finite in `dtype`.
@@ -99,14 +113,14 @@ class Cartridge:
             manifest = CartridgeManifest(
                 base_model=base_model,
                 layers=tuple(layers),
-                dtype=_dtype_name(dtype),  # type: ignore[arg-type]  # pydantic refuses other names
+                dtype=dtype_name(dtype),  # type: ignore[arg-type]  # pydantic refuses other names
                 num_tokens=count,
                 num_frozen_tokens=num_frozen_tokens,
                 key_positions=tuple(range(count)) if key_positions is None else tuple(key_positions),
                 next_position=prefix.next_position,
                 template_digest=template_digest,
                 software_version=__version__,
-                tensors_sha256=sha256_bytes(_dump(keys, values)),
+                tensors_sha256=sha256_bytes(dump(exact_tensors(keys, values))),
                 **provenance,
             )
         except ValidationError as error:
@@ -114,6 +128,34 @@ class Cartridge:
         cartridge = cls(manifest, keys, values)
         cartridge.check_finite()
         return cartridge
+
+    def quantized(self, storage: str, num_exact_tokens: int | None = None) -> Self:
+        """The same Cartridge stored in eight bits; it names this one as its origin.
+
+        The frozen tokens stay exact: the attention sink's keys are outliers, which would set the channels' scales.
+
+        Args:
+            storage: `int8` or `fp8`.
+            num_exact_tokens: Leading tokens to store exactly; the frozen ones where nobody says.
+
+        Raises:
+            ArtifactError: There is no such storage, nothing to quantise, or this Cartridge is quantised already.
+        """
+        self.check_exact("quantised again")
+        exact = self.manifest.num_frozen_tokens if num_exact_tokens is None else num_exact_tokens
+        if not 0 <= exact < self.num_tokens:
+            raise ArtifactError(f"Storing {exact} of {self.num_tokens} tokens exactly leaves nothing to quantise.")
+        quantization = Quantization(storage_dtype=storage_dtype(storage), num_exact_tokens=exact)
+        stored = quantized_tensors(self.keys, self.values, quantization)
+        manifest = self.manifest.model_copy(
+            update={
+                "quantization": quantization,
+                "origin": Origin(kind="quantization", digest=self.digest),
+                "software_version": __version__,
+                "tensors_sha256": sha256_bytes(dump(stored)),
+            }
+        )
+        return type(self)(manifest, *keys_and_values(manifest, stored), stored)
 
     @property
     def digest(self) -> str:
@@ -127,8 +169,13 @@ class Cartridge:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values in the stored type."""
+        """Bytes of keys and values in the base model's type, as memory ratios count them."""
         return self.manifest.kv_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of its tensors on disk; fewer than `kv_bytes` where it is quantised."""
+        return self.manifest.stored_bytes
 
     def __repr__(self) -> str:
         base = self.manifest.base_model
@@ -166,13 +213,26 @@ class Cartridge:
             f"Restore the model's original {part} files, or build the Cartridge again.",
         )
 
+    def check_exact(self, purpose: str) -> None:
+        """Refuse a quantised Cartridge where only the exact one makes sense, such as to be "trained further".
+
+        Raises:
+            ArtifactError: It is quantised; names the exact one that it comes from.
+        """
+        quantization, origin = self.manifest.quantization, self.manifest.origin
+        if quantization is not None and origin is not None:
+            raise ArtifactError(
+                f"Cartridge {self.digest[:12]} is stored as {quantization.storage_dtype} and cannot be {purpose}.",
+                f"Take the exact Cartridge that it was made from, {origin.digest[:12]}.",
+            )
+
     def check_finite(self) -> None:
         """Refuse NaN and infinity.
 
         Raises:
             ArtifactError: Names the tensor.
         """
-        for name, tensor in _named(self.keys, self.values).items():
+        for name, tensor in exact_tensors(self.keys, self.values).items():
             if not torch.isfinite(tensor).all():
                 raise ArtifactError(f"{name} of a Cartridge holds values that are not finite.", COPY_AGAIN)
 
@@ -198,7 +258,7 @@ class Cartridge:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            _write(staging / TENSORS_FILE, _dump(self.keys, self.values))
+            _write(staging / TENSORS_FILE, dump(self._stored))
             # The manifest is the commit marker: it is written, and below moved, after the tensors it vouches for.
             _write(staging / MANIFEST_FILE, canonical_json(self.manifest.model_dump(mode="json")).encode())
             staging.chmod(0o755)
@@ -224,64 +284,12 @@ class Cartridge:
         """
         source = Path(folder)
         manifest = read_manifest(source)
-        path = source / TENSORS_FILE
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"Cannot read {path}: {error.strerror}.", COPY_AGAIN) from error
-        if verify and (seen := sha256_bytes(data)) != manifest.tensors_sha256:
-            raise ArtifactError(
-                f"{path} is damaged: its sha256 is {seen[:12]}, the manifest says {manifest.tensors_sha256[:12]}.",
-                COPY_AGAIN,
-            )
-        try:
-            tensors = load_tensors(data)
-        except SafetensorError as error:
-            raise ArtifactError(f"{path} is not a readable safetensors file: {error}.", COPY_AGAIN) from error
-        keys, values = (
-            [tensors.pop(f"layers.{i}.{side}", None) for i in range(len(manifest.layers))] for side in ("key", "value")
-        )
-        if tensors:
-            unknown = sorted(tensors)
-            raise ArtifactError(f"{path} holds tensors that its manifest does not know: {unknown}.", COPY_AGAIN)
-        cartridge = cls(manifest, keys, values)
+        stored = read_tensors(source, manifest, verify)
+        check_tensors(manifest, stored)
+        cartridge = cls(manifest, *keys_and_values(manifest, stored), stored)
         if verify:
             cartridge.check_finite()
         return cartridge
-
-
-def _named(keys: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    sides = (("key", keys), ("value", values))
-    return {f"layers.{i}.{side}": t for side, tensors in sides for i, t in enumerate(tensors) if t is not None}
-
-
-def _dump(keys: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> bytes:
-    return dump_tensors({name: tensor.contiguous() for name, tensor in _named(keys, values).items()})
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_tensors(manifest: CartridgeManifest, keys: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> None:
-    if not len(keys) == len(values) == len(manifest.layers):
-        raise ArtifactError(
-            f"A Cartridge has {len(keys)} layers of keys and {len(values)} of values; its manifest has "
-            f"{len(manifest.layers)} layers."
-        )
-    found = _named(keys, values)
-    for index, layer in enumerate(manifest.layers):
-        for side in ("key", "value"):
-            name = f"layers.{index}.{side}"
-            if (name in found) != layer.has_kv:
-                raise ArtifactError(f"{name} is {'missing' if layer.has_kv else 'not expected'}.", COPY_AGAIN)
-            if not layer.has_kv:
-                continue
-            wanted = (layer.num_kv_heads, manifest.num_tokens, layer.head_dim)
-            if (seen := tuple(found[name].shape)) != wanted:
-                raise ArtifactError(f"{name} has shape {seen}, the manifest says {wanted}.", COPY_AGAIN)
-            if (dtype := _dtype_name(found[name].dtype)) != manifest.dtype:
-                raise ArtifactError(f"{name} is {dtype}, the manifest says {manifest.dtype}.", COPY_AGAIN)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from cartridge_core.benchmarks import Benchmark, Interval, Question
 from cartridge_core.errors import EvaluationError
@@ -87,13 +87,21 @@ class ArmResult(BaseModel):
     num_tokens: int
     """Tokens in front of the question."""
     kv_bytes: int
-    """Bytes of their keys and values in the base model's stored type."""
+    """Bytes of their keys and values in the base model's stored type, which is what memory ratios compare."""
+    stored_bytes: int | None = None
+    """Bytes on disk of a quantised Cartridge, which takes `kv_bytes` in memory; None for any other arm."""
     cartridge_digest: str | None = None
     """The Cartridge that was graded, for a trained arm."""
     seconds: float
     """Wall time of the arm's answers."""
     rows: tuple[QuestionRow, ...] = Field(default=(), exclude=True, repr=False)
     """One row a question in the questions' order; kept beside a report, not in it."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out rather than null: reports written before there was quantisation keep their digests.
+        content: dict[str, Any] = handler(self)
+        return {k: v for k, v in content.items() if v is not None or k != "stored_bytes"}
 
 
 def evaluate(
@@ -178,6 +186,7 @@ def _summary(
         unfinished=sum(not row.finished and row.error is None for row in rows),
         num_tokens=arm.num_tokens,
         kv_bytes=arm.kv_bytes,
+        stored_bytes=arm.stored_bytes,
         cartridge_digest=arm.cartridge_digest,
         seconds=round(seconds, 3),
         rows=tuple(rows),
@@ -197,6 +206,7 @@ def _does_not_fit(arm: Arm, n: int, benchmark: Benchmark) -> ArmResult:
         unfinished=0,
         num_tokens=arm.num_tokens,
         kv_bytes=arm.kv_bytes,
+        stored_bytes=arm.stored_bytes,
         cartridge_digest=arm.cartridge_digest,
         seconds=0.0,
     )

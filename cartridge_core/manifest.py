@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from cartridge_core.digest import digest_of
 from cartridge_core.errors import ArtifactError
@@ -22,10 +30,16 @@ FORMAT_VERSION = 1
 """Version of the artifact's layout that this software writes and reads."""
 
 DType = Literal["float32", "bfloat16", "float16"]
-"""Element types a Cartridge may be stored in."""
+"""Element types a Cartridge's keys and values may have."""
 
-ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one stored element."""
+StorageDType = Literal["int8", "float8_e4m3fn"]
+"""Element types that a quantised Cartridge is stored in, under torch's and safetensors' names."""
+
+STORAGE: dict[str, StorageDType] = {"int8": "int8", "fp8": "float8_e4m3fn"}
+"""A user's word for each of them."""
+
+ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
+"""Bytes of one element."""
 
 
 class LayerSpec(BaseModel):
@@ -60,6 +74,28 @@ class BaseModelIdentity(BaseModel):
     """sha256 of the tokenizer's vocabulary and rules."""
 
 
+class Quantization(BaseModel):
+    """How a Cartridge's keys and values are stored in fewer bits than the base model's own type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    storage_dtype: StorageDType
+    """Element type on disk; in memory they have the manifest's `dtype` again."""
+    num_exact_tokens: int = Field(ge=0)
+    """Leading tokens that are stored exactly, in the manifest's `dtype`: the attention sink."""
+
+
+class Origin(BaseModel):
+    """What a Cartridge was made from when it was not trained here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["quantization", "peft", "reference"]
+    """Quantised from an exact Cartridge, or imported from a PEFT adapter or a reference implementation's checkpoint."""
+    digest: str
+    """Digest of the exact Cartridge, or sha256 of the imported file."""
+
+
 class CartridgeManifest(BaseModel):
     """Everything about a Cartridge but its tensors. Its digest is the Cartridge's identity."""
 
@@ -74,7 +110,7 @@ class CartridgeManifest(BaseModel):
     layers: tuple[LayerSpec, ...]
     """One entry a decoder layer, in order."""
     dtype: DType
-    """Element type of the tensors: the base model's stored type."""
+    """Element type of keys and values: the base model's stored type."""
     num_tokens: int = Field(gt=0)
     """Virtual tokens, p in the paper."""
     num_frozen_tokens: int = Field(default=1, ge=0)
@@ -97,6 +133,10 @@ class CartridgeManifest(BaseModel):
     """Version of Cartridge Foundry that wrote it."""
     tensors_sha256: str
     """sha256 of `cartridge.safetensors`."""
+    quantization: Quantization | None = None
+    """How the tensors are stored in fewer bits; None for an exact Cartridge."""
+    origin: Origin | None = None
+    """What it was made from; None for a Cartridge that was trained or initialised here."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -106,7 +146,20 @@ class CartridgeManifest(BaseModel):
             raise ValueError(f"num_frozen_tokens={self.num_frozen_tokens} exceeds num_tokens={self.num_tokens}")
         if not any(layer.has_kv for layer in self.layers):
             raise ValueError("no layer keeps keys and values")
+        if (self.quantization is not None) != (self.origin is not None and self.origin.kind == "quantization"):
+            raise ValueError("a quantised Cartridge, and no other, has an exact one as its origin")
+        if self.quantization is not None and self.quantization.num_exact_tokens >= self.num_tokens:
+            raise ValueError(
+                f"num_exact_tokens={self.quantization.num_exact_tokens} leaves nothing to quantise of "
+                f"num_tokens={self.num_tokens}"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out rather than null: manifests written before these fields existed keep their digests.
+        content: dict[str, Any] = handler(self)
+        return {k: v for k, v in content.items() if v is not None or k not in ("quantization", "origin")}
 
     @property
     def digest(self) -> str:
@@ -115,9 +168,29 @@ class CartridgeManifest(BaseModel):
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values in the stored type."""
-        per_token = sum(2 * layer.num_kv_heads * layer.head_dim for layer in self.layers if layer.has_kv)
-        return per_token * self.num_tokens * ITEM_BYTES[self.dtype]
+        """Bytes of keys and values in the base model's type: what they take in memory, and what memory ratios count.
+
+        A quantised Cartridge takes as many, because it is dequantised on load; `stored_bytes` is the smaller number.
+        """
+        return self._values_per_token * self.num_tokens * ITEM_BYTES[self.dtype]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors on disk: keys and values as stored, and the scales of quantised ones."""
+        if self.quantization is None:
+            return self.kv_bytes
+        exact = self.quantization.num_exact_tokens
+        rest = self.num_tokens - exact
+        scales = sum(layer.num_kv_heads * (layer.head_dim + rest) for layer in self.layers if layer.has_kv)
+        return (
+            self._values_per_token
+            * (exact * ITEM_BYTES[self.dtype] + rest * ITEM_BYTES[self.quantization.storage_dtype])
+            + scales * ITEM_BYTES["float32"]
+        )
+
+    @property
+    def _values_per_token(self) -> int:
+        return sum(2 * layer.num_kv_heads * layer.head_dim for layer in self.layers if layer.has_kv)
 
 
 def read_manifest(folder: Path | str) -> CartridgeManifest:

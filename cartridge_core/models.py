@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cartridge_core.architectures import check_architecture, layer_specs
@@ -24,10 +25,12 @@ __all__ = [
     "REFERENCE_PATH",
     "BaseModel",
     "BaseModelIdentity",
+    "ModelLayout",
     "from_parts",
     "identify",
     "load_base_model",
     "load_tokenizer",
+    "read_layout",
 ]
 
 
@@ -89,6 +92,23 @@ class BaseModel:
         raise UnsupportedModelError(f"{self.identity.id} shows no RoPE frequencies.")
 
 
+@dataclass(frozen=True)
+class ModelLayout:
+    """What a Cartridge has to fit: a base model without its weights.
+
+    Attributes:
+        identity: Which model it is.
+        layer_specs: One entry a decoder layer.
+        max_positions: Longest sequence the model was made for, in tokens.
+        kv_dtype: Type the weights are stored in, and Cartridges of this model too.
+    """
+
+    identity: BaseModelIdentity
+    layer_specs: tuple[LayerSpec, ...]
+    max_positions: int
+    kv_dtype: torch.dtype
+
+
 def load_base_model(
     id_or_path: str | Path,
     revision: str | None = None,
@@ -133,6 +153,24 @@ def identify(id_or_path: str | Path, revision: str | None = None) -> BaseModelId
     return _identity(files, _load_tokenizer(files))
 
 
+def read_layout(id_or_path: str | Path, revision: str | None = None) -> ModelLayout:
+    """What a Cartridge of this model looks like, without loading its weights.
+
+    Raises:
+        UnsupportedModelError: The model cannot hold a Cartridge.
+        CartridgeError: It cannot be found, reached or read.
+    """
+    files = locate(id_or_path, revision, weights=False)
+    config = _load_config(files)
+    check_architecture(config)
+    return ModelLayout(
+        identity=_identity(files, _load_tokenizer(files)),
+        layer_specs=layer_specs(config),
+        max_positions=int(config.get_text_config(decoder=True).max_position_embeddings),
+        kv_dtype=_stored_dtype(config),
+    )
+
+
 def load_tokenizer(id_or_path: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
     """A model's tokenizer alone.
 
@@ -171,7 +209,7 @@ def _readable(files: ModelFiles) -> Iterator[None]:
     """Turns the loader's many errors into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CartridgeError(
             f"Cannot read a model from {files.folder}: {reason}",
@@ -212,7 +250,6 @@ def _assemble(
 ) -> BaseModel:
     install(model)
     model.eval().requires_grad_(False)
-    text = model.config.get_text_config(decoder=True)
     return BaseModel(
         identity=identity,
         model=model,
@@ -220,7 +257,7 @@ def _assemble(
         layer_specs=layer_specs(model.config),
         device=model.device,
         eos_ids=_eos_ids(model, tokenizer),
-        max_positions=int(text.max_position_embeddings),
+        max_positions=_max_positions(model.config),
         kv_dtype=stored,
     )
 
@@ -231,6 +268,10 @@ def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
         ends = getattr(config, "eos_token_id", None)
         said += ends if isinstance(ends, list) else [ends]
     return frozenset(int(token) for token in said if token is not None)
+
+
+def _max_positions(config: Any) -> int:
+    return int(config.get_text_config(decoder=True).max_position_embeddings)
 
 
 def _stored_dtype(config: Any) -> torch.dtype:

@@ -62,6 +62,7 @@ def build(
     seed: Annotated[int | None, typer.Option(help="Seed of study and training.")] = None,
     study_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the study.")] = None,
     training_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the training.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """From documents to a promoted Cartridge in one go: the flow `train-cartridge`. Finished stages are not redone.
@@ -84,13 +85,14 @@ def build(
             seed=seed,
             study_config=study_config,
             training_config=training_config,
+            processes=processes,
         )
     promotion = result["promotion"]
     rows = {
         "corpus": result["corpus"]["digest"][:12],
         "dataset": f"{result['dataset']['digest'][:12]}, {result['dataset']['num_conversations']} conversations",
         "cartridge": f"{result['cartridge']['digest'][:12]}, {result['cartridge']['num_tokens']} tokens",
-        "version": f"{result['version']['name']} v{result['version']['version']}",
+        "version": f"{result['version']['model_name']} v{result['version']['version']}",
         "promoted": "yes" if promotion["passed"] else f"no: {' '.join(promotion['reasons'])}",
         "ask it": f'cartridge ask {name} "..."' if promotion["passed"] else None,
     }

@@ -31,6 +31,7 @@ def fit_cartridge(
     initialization: str | None = None,
     init_from: str | None = None,
     init_text: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Train a Cartridge on a study, or on the corpus's text.
 
@@ -48,6 +49,7 @@ def fit_cartridge(
         initialization: Where keys and values start; None for the configuration's own.
         init_from: Cartridge to start from: the beginning of its digest, its folder, an alias or a version.
         init_text: File of the text to start from.
+        processes: Processes of the worker's machine that train together, with a GPU each where there are GPUs.
 
     Returns:
         The Cartridge's digest and size.
@@ -68,5 +70,5 @@ def fit_cartridge(
     )
     studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
     with progress_artifact("fit-cartridge") as progress:
-        product = fit(settings, source, studied, training, model, progress).product
+        product = fit(settings, source, studied, training, model, progress, processes).product
     return product.facts | {"cached": product.cached}

@@ -30,6 +30,7 @@ def train_cartridge(
     initialization: str | None = None,
     init_from: str | None = None,
     init_text: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Ingest, study, fit, evaluate, register and, if the gate lets it through, promote. Finished stages are not redone.
 
@@ -49,6 +50,7 @@ def train_cartridge(
         initialization: Where keys and values start; None for the configuration's own.
         init_from: Cartridge to start from: the beginning of its digest, its folder, an alias or a version.
         init_text: File of the text to start from.
+        processes: Processes of the worker's machine that train together.
 
     Returns:
         What each stage said about its product, by stage.
@@ -69,6 +71,7 @@ def train_cartridge(
         initialization=initialization,
         init_from=init_from,
         init_text=init_text,
+        processes=processes,
     )
     cartridge = fitted["digest"]
     graded = evaluate_cartridge(corpus, cartridge, questions, version=version, model=model)

@@ -13,9 +13,9 @@ CORE = ROOT / "cartridge_core"
 # fmt: off
 RANKS = (
     "errors", "digest", "atomic_file", "progress", "settings", "storage",
-    "corpus", "manifest", "prefix_kv", "cartridge", "positions", "architectures",
+    "corpus", "manifest", "prefix_kv", "quantization", "stored_tensors", "cartridge", "positions", "architectures",
     "attention", "identity", "model_files", "models", "prompts", "chat_format",
-    "rendering", "inference", "teacher", "selfstudy", "dataset", "initialization",
+    "rendering", "exchange", "inference", "teacher", "selfstudy", "dataset", "initialization",
     "training", "benchmarks", "baselines", "evaluation", "report", "proof",
     "registry", "catalog", "publishing", "reference", "stages", "serving",
     "cli",
@@ -23,7 +23,7 @@ RANKS = (
 # fmt: on
 """Order of docs/architecture.md: a module imports only from modules named before its own."""
 
-HEAVY = ("torch", "transformers", "prefect", "mlflow", "matplotlib", "vllm", "fastapi")
+HEAVY = ("torch", "transformers", "prefect", "mlflow", "matplotlib", "vllm", "fastapi", "peft")
 MAX_LINES = 400
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cartridge_core.benchmarks import BENCHMARKS, Question
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.catalog import CatalogEntry, Status
 from cartridge_core.errors import ArtifactError, NotFoundError, PublishingError
@@ -15,8 +16,9 @@ from cartridge_core.publishing import (
     promote,
     register_cartridge,
 )
+from cartridge_core.report import EvaluationReport
 from cartridge_core.settings import Settings
-from tests.samples import SOURCE, embedded, grade, save_cartridge
+from tests.samples import CORPUS, SOURCE, embedded, grade, save_cartridge
 
 FILES = ["cartridge.safetensors", "manifest.json", "report.json", "rows.parquet"]
 
@@ -177,3 +179,63 @@ def test_a_cartridge_of_nothing_in_particular_is_refused(settings: Settings, tmp
     save_cartridge(tmp_path / "c", corpus_digest=None)
     with pytest.raises(PublishingError, match="does not say which content"):
         import_cartridge(settings, tmp_path / "c", "clinic")
+
+
+@pytest.mark.parametrize("storage", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["out", "out.tar"])
+def test_a_quantised_export_is_a_cartridge_of_its_own(
+    settings: Settings, entry: CatalogEntry, tmp_path: Path, storage: str, name: str
+) -> None:
+    target = export_cartridge(settings, "clinic", tmp_path / name, quantize=storage)
+    other = embedded(tmp_path / "other")
+    imported = import_cartridge(other, target, "ward")
+    manifest = imported.manifest
+    assert manifest.origin is not None and manifest.origin.digest == entry.digest != imported.digest
+    assert manifest.quantization is not None
+    assert (imported.kv_bytes, imported.corpus_digest) == (entry.kv_bytes, entry.corpus_digest)
+    assert manifest.stored_bytes < entry.kv_bytes * 0.6
+    assert imported.size_bytes is not None and entry.size_bytes is not None
+    # The newest report does not know it, so nothing vouches for it.
+    assert imported.score is None
+    # A version of its own beside the exact one, under the same name too.
+    assert import_cartridge(settings, target, "clinic").version == 2
+
+
+def test_a_quantised_export_brings_the_report_that_graded_it(
+    settings: Settings, entry: CatalogEntry, tmp_path: Path
+) -> None:
+    folder = Path(str(entry.artifact_uri))
+    quantized = Cartridge.load(folder).quantized("int8")
+    report = grade(entry.digest)
+    own = report.cartridge
+    rows = tuple(row.model_copy(update={"arm": "int8"}) for row in own.rows)
+    arm = own.model_copy(
+        update={"name": "int8", "rows": rows, "cartridge_digest": quantized.digest, "stored_bytes": 900}
+    )
+    both = EvaluationReport.build(
+        corpus=CORPUS,
+        questions=[Question(id=row.question_id, question=row.question, answer=row.answer) for row in rows],
+        base_model=report.base_model,
+        benchmark=BENCHMARKS["closed_answer"],
+        results=[*report.arms, arm],
+        seconds=3.0,
+    )
+    register_cartridge(settings, folder, SOURCE, Evidence(report=both))
+    other = embedded(tmp_path / "other")
+    target = export_cartridge(settings, "clinic", tmp_path / "out", quantize="int8")
+    imported = import_cartridge(other, target, "ward")
+    assert (imported.digest, imported.score) == (quantized.digest, entry.score)
+    assert promote(other, "ward").moved
+    assert (
+        import_cartridge(other, export_cartridge(settings, "clinic", tmp_path / "fp8", quantize="fp8"), "ward").score
+        is None
+    )
+
+
+def test_a_quantised_cartridge_is_not_quantised_again(settings: Settings, entry: CatalogEntry, tmp_path: Path) -> None:
+    import_cartridge(settings, export_cartridge(settings, "clinic", tmp_path / "int8", quantize="int8"), "clinic")
+    with pytest.raises(ArtifactError, match=f"cannot be quantised again.*{entry.digest[:12]}"):
+        export_cartridge(settings, "clinic", tmp_path / "fp8", "2", quantize="fp8")
+    with pytest.raises(ArtifactError, match="no quantised storage 'int4'"):
+        export_cartridge(settings, "clinic", tmp_path / "int4", quantize="int4")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["cartridge", "home", "int8"]

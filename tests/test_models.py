@@ -4,19 +4,27 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import (
     BertConfig,
+    DeepseekV2Config,
     DeepseekV3Config,
+    DiffLlamaConfig,
     Gemma2Config,
+    Gemma3nConfig,
     Gemma3nTextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GptOssConfig,
     JambaConfig,
+    Llama4TextConfig,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen3NextConfig,
     T5Config,
@@ -28,6 +36,7 @@ from cartridge_core.identity import tokenizer_digest
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import REFERENCE_PATH, BaseModel, from_parts, identify, load_base_model
 
+KINDS = ["sliding_attention", "full_attention"] * 3
 Tiny = Callable[[str], BaseModel]
 
 
@@ -127,8 +136,12 @@ def test_layer_specs(tiny_base: Tiny, kind: str, windows: list[int | None], thet
         (T5Config(), "'t5' is an encoder-decoder"),
         (GPT2Config(), "'gpt2' does not encode positions by RoPE"),
         (GptOssConfig(), "'gpt_oss' has learned attention sinks"),
-        (Gemma2Config(), "'gemma2' caps its attention scores"),
-        (Gemma3nTextConfig(), "'gemma3n_text' shares one cache"),
+        (DiffLlamaConfig(), "'diffllama' subtracts one attention from another"),
+        (Gemma4TextConfig(), "'gemma4_text' has key heads of several widths"),
+        (Gemma3nConfig(), "'gemma3n' shares one cache"),
+        (DeepseekV2Config(), "'deepseek_v2' uses multi-head latent attention"),
+        (Mamba2Config(), "'mamba2' keeps a recurrent state"),
+        (Llama4TextConfig(), "'llama4_text' has layers of kind chunked_attention"),
         (Qwen3NextConfig(), "'qwen3_next' has layers of kind linear_attention"),
     ],
     ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
@@ -136,6 +149,25 @@ def test_layer_specs(tiny_base: Tiny, kind: str, windows: list[int | None], thet
 def test_models_without_a_plain_cache_are_refused_by_name(config: PreTrainedConfig, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{reason}.*Use a decoder of the Llama, Qwen, Gemma or Mistral"):
         check_architecture(config)
+
+
+@pytest.mark.parametrize("kind", ["granite_swa", "hrm_text", "jetmoe", "mimo_v2_flash", "moshi", "doge", "blt"])
+def test_decoders_with_another_attention_are_refused_by_name(kind: str) -> None:
+    # Not every release of transformers has all of these; the name alone decides.
+    with pytest.raises(UnsupportedModelError, match=f"Model type '{kind}' "):
+        check_architecture(SimpleNamespace(model_type=kind))
+
+
+@pytest.mark.parametrize("config", [Gemma2Config(), Gemma3nTextConfig(), Phi3Config()], ids=lambda c: c.model_type)
+def test_models_with_a_plain_cache_pass(config: PreTrainedConfig) -> None:
+    check_architecture(config)
+    assert len(layer_specs(config)) == config.num_hidden_layers
+
+
+def test_layers_that_read_anothers_cache_have_none() -> None:
+    specs = layer_specs(Gemma3nTextConfig(num_hidden_layers=6, num_kv_shared_layers=2, layer_types=KINDS))
+    assert [spec.has_kv for spec in specs] == [True] * 4 + [False] * 2
+    assert [spec.window is None for spec in specs] == [kind == "full_attention" for kind in KINDS]
 
 
 def test_grouped_heads_and_derived_widths() -> None:

@@ -279,3 +279,40 @@ def test_a_segment_meets_a_box_or_passes_it() -> None:
 )
 def test_human_bytes(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+@pytest.fixture(scope="module")
+def quantized(report: EvaluationReport) -> EvaluationReport:
+    int8 = result("int8", 220, 48, digest="self-int8").model_copy(update={"stored_bytes": 26_000})
+    return report_of(*report.arms, int8)
+
+
+def test_a_quantised_arm_says_what_it_takes_on_disk(quantized: EvaluationReport, report: EvaluationReport) -> None:
+    assert quantized.cartridge_arm == "self_study"
+    assert "On disk: int8 25.4 KiB. Once loaded they take what the memory column says" in quantized.markdown()
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(quantized.table())
+    assert "On disk: int8 25.4 KiB" in stream.getvalue()
+    comparison = quantized.comparison("int8")
+    assert comparison is not None
+    # Memory is compared in the base model's type on both sides.
+    assert (comparison.difference, comparison.memory_ratio) == (pytest.approx(2 / N), 1.0)
+    assert "On disk" not in report.markdown()
+    assert "stored_bytes" not in report.to_json()
+    assert EvaluationReport.from_json(quantized.to_json()).arm("int8").stored_bytes == 26_000
+
+
+def test_a_report_can_be_about_another_of_its_cartridges(quantized: EvaluationReport, tmp_path: Path) -> None:
+    about = quantized.about("int8")
+    assert (about.cartridge_digest, about.cartridge_arm, about.cartridge.score) == ("self-int8", "int8", 220 / N)
+    assert {c.arm for c in about.comparisons} == {"int8"}
+    assert {c.against for c in about.comparisons} == {arm.name for arm in quantized.arms} - {"int8"}
+    assert about.arms == quantized.arms
+    about.save(tmp_path)
+    assert EvaluationReport.load(tmp_path).digest == about.digest != quantized.digest
+    with pytest.raises(EvaluationError, match="Arm 'icl' is no Cartridge"):
+        quantized.about("icl")
+    with pytest.raises(EvaluationError, match="no arm 'fp8'"):
+        quantized.about("fp8")
+    with pytest.raises(EvaluationError, match="rows are not at hand"):
+        EvaluationReport.from_json(quantized.to_json()).about("int8")

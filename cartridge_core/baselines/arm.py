@@ -30,6 +30,8 @@ class Arm:
     """Bytes of its keys and values in the base model's stored type, whatever type the computation uses."""
     fits: bool = True
     """False when the text is longer than the model's window, so that the arm cannot be asked anything."""
+    stored_bytes: int | None = None
+    """Bytes on disk of a quantised Cartridge; None for any other arm."""
     cartridge_digest: str | None = None
     """The Cartridge behind the prefix, if there is one."""
 

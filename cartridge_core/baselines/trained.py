@@ -23,5 +23,6 @@ def trained_arm(base: BaseModel, cartridge: Cartridge, name: str = SELF_STUDY) -
         prefix=cartridge.prefix(),
         num_tokens=cartridge.num_tokens,
         kv_bytes=cartridge.kv_bytes,
+        stored_bytes=cartridge.stored_bytes if cartridge.manifest.quantization else None,
         cartridge_digest=cartridge.digest,
     )

@@ -107,7 +107,7 @@ class CartridgeRow(Row, AppendOnly, Base):
     """sha256 of the canonical manifest."""
     num_tokens: Mapped[int]
     kv_bytes: Mapped[int] = mapped_column(BigInteger)
-    """Bytes of keys and values in the base model's type."""
+    """Bytes of keys and values in the base model's type; the bytes of the files are the registration's."""
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The manifest in full: its digest can be checked without the files."""
 

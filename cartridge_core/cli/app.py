@@ -18,6 +18,7 @@ EXTRAS = {
     "matplotlib": "eval",
     "mlflow": "registry",
     "prefect": "flows",
+    "peft": "peft",
     "psycopg": "postgres",
 }
 """Which extra brings a module that the light base does without."""

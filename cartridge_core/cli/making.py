@@ -1,24 +1,29 @@
 """`cartridge synthesize`, `train` and `evaluate`: from a corpus to a graded Cartridge."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from cartridge_core.baselines import NEXT_TOKEN, SELF_STUDY
 from cartridge_core.benchmarks import load_questions
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import ConfigFile, CorpusName, Model, Version
+from cartridge_core.errors import EvaluationError
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.initialization.options import OPTIONS
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.settings import Settings
 from cartridge_core.stages.build import EVALUATION
 from cartridge_core.stages.config import config_of
-from cartridge_core.stages.fit import find_cartridge, fit
+from cartridge_core.stages.fit import FittedCartridge, find_cartridge, fit
 from cartridge_core.stages.grade import ALL_BASELINES, grade
+from cartridge_core.stages.held_out import held_out_kl
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus
 from cartridge_core.stages.initial import initialization_fields
 from cartridge_core.stages.questions import exam
+from cartridge_core.stages.registered import RegisteredCartridge, find_registered
 from cartridge_core.stages.size import default_num_tokens
 from cartridge_core.stages.study import find_dataset, study
 from cartridge_core.training.config import TrainingConfig
@@ -58,6 +63,12 @@ def synthesize(
     show(value, as_json, facts(f"Dataset about {corpus}", rows))
 
 
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        typer.echo(json.dumps(TrainingConfig.model_json_schema(), indent=2))
+        raise typer.Exit
+
+
 def train(
     corpus: CorpusName,
     num_tokens: Annotated[
@@ -81,10 +92,26 @@ def train(
     version: Version = "",
     model: Model = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and order.")] = None,
+    optimizer: Annotated[Literal["adamw", "muon"] | None, typer.Option(help="Default: adamw.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: 100.")] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, with a GPU each where there are GPUs.")
+    ] = 1,
     config: ConfigFile = None,
+    print_config_schema: Annotated[
+        bool,
+        typer.Option(
+            "--print-config-schema",
+            callback=_print_schema,
+            is_eager=True,
+            help="Print the JSON schema of the configuration's fields.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a Cartridge on the corpus's newest study, or with `--objective next_token` on its text.
+
+    The same command after a kill goes on from the newest checkpoint.
 
     Example: `cartridge train handbook --tokens 512 --steps 800`
 
@@ -103,16 +130,20 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         **initialization_fields(init, init_from, init_text),
+        optimizer=optimizer,
+        checkpoint_every=checkpoint_every,
     )
     studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
     with progress_bars() as progress:
-        cartridge = fit(settings, source, studied, training, model, progress)
+        cartridge = fit(settings, source, studied, training, model, progress, processes)
     told = cartridge.product.facts
     rows = {
         "digest": cartridge.digest,
         "tokens": cartridge.num_tokens,
         "KV bytes": f"{told['kv_bytes']:,}",
         "best step": told["best_step"],
+        "left out, too long": told.get("num_unfit", 0),
+        "went on from step": told.get("resumed_from"),
         "loss curve": cartridge.curve,
         "folder": cartridge.folder,
         "seconds": cartridge.product.seconds,
@@ -133,6 +164,12 @@ def evaluate(
     next_token: Annotated[str, typer.Option(help="A next-token Cartridge to compare with: its digest.")] = "",
     benchmark: Annotated[str | None, typer.Option(help="closed_answer or free_answer.")] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Baselines to grade too; may be repeated.")] = None,
+    registered: Annotated[
+        str, typer.Option(help="A registered one instead, such as an import: alias, version or digest. Records it.")
+    ] = "",
+    quantized: Annotated[
+        list[str] | None, typer.Option(help="Grade it quantised too: int8 or fp8; may be repeated.")
+    ] = None,
     version: Version = "",
     model: Model = None,
     config: ConfigFile = None,
@@ -140,18 +177,27 @@ def evaluate(
 ) -> None:
     """Grade a Cartridge against its baselines on the same questions.
 
-    Without `--questions` the model asks them itself, about things that no conversation of the study asked.
+    Without `--questions` the model asks them itself, about things that no conversation of the study asked. The report
+    on a registered Cartridge is added to its registration; of one that was trained here, `cartridge register` does it.
 
     Example: `cartridge evaluate handbook --questions exam.jsonl`
     """
     settings = Settings()
     evaluation = config_of(EvaluationConfig, config) if config else EVALUATION
     source = find_corpus(settings, corpus, version)
-    arms = {"self_study": find_cartridge(settings, source, cartridge)}
+    if registered and cartridge:
+        raise EvaluationError("Two Cartridges are named.", "Leave `--cartridge` or `--registered` out.")
+    known = find_registered(settings, source, registered) if registered else None
+    trained = None if known else find_cartridge(settings, source, cartridge)
+    arms: dict[str, FittedCartridge | RegisteredCartridge] = {}
+    if known:
+        arms["registered"] = known
+    if trained:
+        arms[SELF_STUDY] = trained
     if next_token:
-        arms["next_token"] = find_cartridge(settings, source, next_token)
+        arms[NEXT_TOKEN] = find_cartridge(settings, source, next_token)
     with progress_bars() as progress:
-        of = arms["self_study"].dataset_digest
+        of = trained.dataset_digest if trained else None
         studied = find_dataset(settings, source, of) if of else None
         asked = exam(settings, source, studied, questions, benchmark, model, progress)
         graded = grade(
@@ -164,15 +210,24 @@ def evaluate(
             baseline or ALL_BASELINES,
             model,
             progress,
+            quantized or (),
         )
+        kl = held_out_kl(settings, source, studied, trained, quantized, model) if quantized and trained else {}
+    if known:
+        known.record(graded)
     report = graded.load()
     value = {
         "digest": graded.digest,
-        "cartridge": arms["self_study"].digest,
+        "cartridge": report.cartridge_digest,
         "figures": report.figures(),
         "report": graded.product.directory,
         "plot": graded.plot,
         "cached": graded.product.cached,
+    } | ({"held_out_kl": kl} if kl else {})
+    rows = {
+        "held-out KL": ", ".join(f"{name} {nats:.5f}" for name, nats in kl.items()) or None,
+        "report": graded.product.directory,
+        "plot": graded.plot,
+        "digest": graded.digest,
     }
-    rows = {"report": graded.product.directory, "plot": graded.plot, "digest": graded.digest}
     show(value, as_json, report.table(), facts("", rows))

@@ -91,6 +91,7 @@ def entry_facts(entry: CatalogEntry) -> dict[str, Any]:
         "aliases": ", ".join(entry.aliases) or None,
         "tokens": entry.num_tokens,
         "KV bytes": f"{entry.kv_bytes:,}",
+        "stored as": _storage(entry),
         "base model": f"{entry.base_model.id} ({entry.base_model.revision})",
         "corpus version": f"{entry.corpus_version} ({entry.corpus_digest[:12]})",
         "MLflow": f"{entry.model_name} v{entry.version}" if entry.model_name else None,
@@ -99,6 +100,11 @@ def entry_facts(entry: CatalogEntry) -> dict[str, Any]:
         "questions": entry.num_questions,
         "files": entry.artifact_uri,
     }
+
+
+def _storage(entry: CatalogEntry) -> str | None:
+    quantization = entry.manifest.quantization
+    return f"{quantization.storage_dtype}, {entry.manifest.stored_bytes:,} bytes" if quantization else None
 
 
 def _score(score: float | None) -> str | None:

@@ -2,19 +2,18 @@
 
 import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cartridge_core.catalog import CHAMPION
 from cartridge_core.cli.console import JsonOption, facts, show
-from cartridge_core.cli.options import CorpusName, Reason, Reference, Version
+from cartridge_core.cli.options import CorpusName, Model, Reason, Reference, Version
 from cartridge_core.cli.shelf import entry_facts, entry_value
-from cartridge_core.errors import NotFoundError
+from cartridge_core.errors import NotFoundError, PublishingError
 from cartridge_core.publishing import (
     Promotion,
     PromotionGate,
-    export_cartridge,
     import_cartridge,
 )
 from cartridge_core.publishing import promote as promote_cartridge
@@ -22,6 +21,8 @@ from cartridge_core.publishing import rollback as roll_back
 from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.erase import erase
+from cartridge_core.stages.exchange import Format, import_foreign
+from cartridge_core.stages.exchange import export as export_stage
 from cartridge_core.stages.fit import FittedCartridge, find_cartridge
 from cartridge_core.stages.grade import GradedCartridge, find_report
 from cartridge_core.stages.ingest import find_corpus
@@ -124,27 +125,46 @@ def export(
     reference: Annotated[
         str, typer.Option("--reference", "-r", help="Alias, version or start of a digest.")
     ] = CHAMPION,
+    format: Annotated[
+        Literal["cartridge", "peft"], typer.Option(help="Its own files, or an adapter folder that PEFT loads.")
+    ] = "cartridge",
+    quantize: Annotated[str | None, typer.Option(help="Store it in eight bits: int8 or fp8.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a Cartridge and its newest report to a folder or a `.tar` file.
 
+    A quantised one is another Cartridge: it brings the report if `cartridge evaluate --quantized` graded it.
+
     Example: `cartridge export handbook handbook.tar`
     """
-    written = export_cartridge(Settings(), corpus, target, reference)
+    written = export_stage(Settings(), corpus, target, reference, format, quantize)
     show({"corpus": corpus, "path": written}, as_json, facts("Exported", {"path": written}))
 
 
 def import_(
     corpus: CorpusName,
-    source: Annotated[Path, typer.Argument(help="Folder or .tar file of an export.")],
+    source: Annotated[Path, typer.Argument(help="Folder or .tar file of an export; a PEFT adapter; a .pt file.")],
+    format: Annotated[
+        Format, typer.Option(help="An export, a PEFT adapter, or a checkpoint of the reference implementation.")
+    ] = "cartridge",
+    model: Model = None,
+    version: Version = "",
     restore: Restore = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Register a Cartridge from an export. No alias moves.
+    """Register a Cartridge from an export, a PEFT adapter or a reference checkpoint. No alias moves.
+
+    The latter two do not say what they stand in for: add the corpus's documents first and name the base model.
 
     Example: `cartridge import handbook handbook.tar`
     """
-    entry = import_cartridge(Settings(), source, corpus, restore=restore, actor=_actor())
+    settings = Settings()
+    if format != "cartridge":
+        entry = import_foreign(settings, source, corpus, format, model, version, restore, _actor())
+    elif model or version:
+        raise PublishingError("An export says itself what it belongs to.", "Leave `--model` and `--version` out.")
+    else:
+        entry = import_cartridge(settings, source, corpus, restore=restore, actor=_actor())
     show(entry_value(entry), as_json, facts(f"Imported {corpus}", entry_facts(entry)))
 
 

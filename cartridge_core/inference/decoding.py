@@ -44,6 +44,9 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
+        if not self.is_initialized:
+            # A layer that reads another one's cache keeps nothing.
+            return
         count = len(indices)
         for room in (self.key_room, self.value_room):
             room[:count, :, : self.used] = room[indices, :, : self.used]

@@ -1,6 +1,6 @@
 """Prefixes: made by reading a text, and laid out as a cache in front of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import DynamicCache
@@ -8,6 +8,7 @@ from transformers.cache_utils import DynamicLayer
 
 from cartridge_core.cartridge import PrefixKV
 from cartridge_core.errors import InferenceError
+from cartridge_core.manifest import LayerSpec
 from cartridge_core.models import BaseModel
 
 
@@ -45,9 +46,13 @@ def prefill(base: BaseModel, token_ids: Sequence[int], chunk: int | None = None)
         )
     cache = _read(base, token_ids, chunk or 2048)
     # Outside inference mode a clone is an ordinary tensor again, one that training may start from.
-    keys = [layer.keys[0].clone() for layer in cache.layers]
-    values = [layer.values[0].clone() for layer in cache.layers]
+    keys = [layer.keys[0].clone() if spec.has_kv else None for layer, spec in _layers(cache, base)]
+    values = [layer.values[0].clone() if spec.has_kv else None for layer, spec in _layers(cache, base)]
     return PrefixKV(keys, values, len(token_ids))
+
+
+def _layers(cache: DynamicCache, base: BaseModel) -> Iterator[tuple[DynamicLayer, LayerSpec]]:
+    return zip(cache.layers, base.layer_specs, strict=True)
 
 
 def empty_prefix(base: BaseModel) -> PrefixKV:

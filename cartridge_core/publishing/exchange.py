@@ -23,7 +23,9 @@ _KNOWN_FILES = (*CARTRIDGE_FILES[:-1], *REPORT_FILES, MANIFEST_FILE)
 """Files of an export, the Cartridge's manifest last."""
 
 
-def export_cartridge(settings: Settings, corpus: str, target: Path, reference: str = CHAMPION) -> Path:
+def export_cartridge(
+    settings: Settings, corpus: str, target: Path, reference: str = CHAMPION, quantize: str | None = None
+) -> Path:
     """Write a Cartridge and its newest report to a folder, or to a `.tar` where the target ends so.
 
     `Cartridge.load` reads the folder. The same Cartridge gives the same bytes.
@@ -33,6 +35,8 @@ def export_cartridge(settings: Settings, corpus: str, target: Path, reference: s
         corpus: Name of the corpus.
         target: A new or empty folder, or a file that ends in `.tar`, which is replaced.
         reference: A version, an alias or the start of a digest.
+        quantize: Storage to quantise it to, a key of `manifest.STORAGE`: another Cartridge, which brings a report only
+            if the newest one graded it too.
 
     Returns:
         The target.
@@ -40,14 +44,14 @@ def export_cartridge(settings: Settings, corpus: str, target: Path, reference: s
     Raises:
         NotFoundError: There is no such corpus or Cartridge.
         PublishingError: It was deleted, or the folder is not empty.
-        StorageError, ArtifactError: The files are gone or damaged.
+        StorageError, ArtifactError: The files are gone or damaged, or it cannot be quantised so.
     """
     with catalog_session(settings, read_only=True) as session:
         entry = find_cartridge(session, settings.tenant, corpus, reference)
     if entry.status is Status.DELETED or entry.artifact_key is None:
         raise PublishingError(f"Cartridge {entry.digest[:12]} of corpus {corpus!r} was deleted.", "Export another one.")
-    if target.suffix != ".tar" and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PublishingError(f"{target} exists and is not an empty folder.", "Name a new folder or a .tar file.")
+    if target.suffix != ".tar":
+        check_new_folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     store = open_store(settings.artifact_root)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -56,6 +60,8 @@ def export_cartridge(settings: Settings, corpus: str, target: Path, reference: s
         if entry.report_key is not None:
             get_folder(store, entry.report_key, staging, REPORT_FILES)
         read_artifact(staging, settings.tenant)
+        if quantize is not None:
+            _quantize(staging, quantize)
         if target.suffix == ".tar":
             _pack(staging, target)
         else:
@@ -64,6 +70,16 @@ def export_cartridge(settings: Settings, corpus: str, target: Path, reference: s
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def check_new_folder(target: Path) -> None:
+    """Refuse to write an export over something else.
+
+    Raises:
+        PublishingError: The target exists and is not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PublishingError(f"{target} exists and is not an empty folder.", "Name a new folder or a .tar file.")
 
 
 def import_cartridge(
@@ -106,6 +122,22 @@ def import_cartridge(
             restore=restore,
             actor=actor,
         )
+
+
+def _quantize(folder: Path, storage: str) -> None:
+    """Put the quantised Cartridge in the exact one's place, with the report on it if there is one."""
+    # Imported late: plain exports need no torch.
+    from cartridge_core.cartridge import Cartridge
+
+    cartridge = Cartridge.load(folder).quantized(storage)
+    report = EvaluationReport.load(folder) if (folder / REPORT_FILE).is_file() else None
+    for name in _KNOWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    if report is not None:
+        graded = [arm.name for arm in report.arms if arm.cartridge_digest == cartridge.digest]
+        if graded:
+            report.about(graded[0]).save(folder)
+    cartridge.save(folder)
 
 
 def _pack(folder: Path, target: Path) -> None:

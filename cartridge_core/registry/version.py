@@ -194,6 +194,7 @@ def _params(content: VersionContent) -> dict[str, str]:
         "dtype": manifest.dtype,
         "seed": manifest.seed,
         "kv_bytes": manifest.kv_bytes,
+        "storage_dtype": manifest.quantization.storage_dtype if manifest.quantization else None,
         "software_version": manifest.software_version,
     }
     return {key: str(value) for key, value in {**content.params, **shown}.items() if value is not None}

@@ -99,9 +99,6 @@ class EvaluationReport(BaseModel):
             if result.fits and [row.question_id for row in result.rows] != ids:
                 raise EvaluationError(f"Arm '{result.name}' did not answer the report's questions.", _REMEDY)
         own = trained.get(SELF_STUDY) or next(iter(trained.values()))
-        compared = (
-            compare_arms(own, other, config.bootstrap_samples, config.seed) for other in results if other is not own
-        )
         return cls(
             corpus_name=corpus.name,
             corpus_digest=corpus.digest,
@@ -113,10 +110,28 @@ class EvaluationReport(BaseModel):
             metric=benchmark.metric,
             config=config,
             arms=tuple(results),
-            comparisons=tuple(comparison for comparison in compared if comparison is not None),
+            comparisons=_comparisons(own, results, config),
             rows_digest=rows_digest([row for result in results for row in result.rows]),
             seconds=round(seconds, 3),
         )
+
+    def about(self, name: str) -> Self:
+        """The same grading as a report on another of its Cartridges, such as the quantised one.
+
+        Raises:
+            EvaluationError: There is no such arm, it is no Cartridge, or the report was loaded without its rows.
+        """
+        own = self.arm(name)
+        if own.cartridge_digest is None:
+            raise EvaluationError(f"Arm '{name}' is no Cartridge.", "Name a trained arm.")
+        if any(arm.n and arm.fits and not arm.rows for arm in self.arms):
+            raise EvaluationError("The report's rows are not at hand.", "Load it with its rows.")
+        update = {
+            "cartridge_digest": own.cartridge_digest,
+            "cartridge_arm": name,
+            "comparisons": _comparisons(own, self.arms, self.config),
+        }
+        return self.model_copy(update=update)
 
     @property
     def digest(self) -> str:
@@ -242,3 +257,9 @@ class EvaluationReport(BaseModel):
         from cartridge_core.report.plot import plot_report
 
         return plot_report(self, Path(path))
+
+
+def _comparisons(own: ArmResult, arms: Sequence[ArmResult], config: EvaluationConfig) -> tuple[Comparison, ...]:
+    others = (arm for arm in arms if arm is not own)
+    compared = (compare_arms(own, other, config.bootstrap_samples, config.seed) for other in others)
+    return tuple(comparison for comparison in compared if comparison is not None)

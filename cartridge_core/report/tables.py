@@ -72,6 +72,15 @@ def _columns(report: EvaluationReport) -> list[str]:
     return ["Arm", metric, "95% interval", "n", "Unparsed", "Errors", "Tokens", "KV memory", "Smaller than ICL"]
 
 
+def stored(report: EvaluationReport) -> str:
+    """What quantised Cartridges take on disk, in a sentence; empty where there is none."""
+    arms = [arm for arm in report.arms if arm.stored_bytes is not None]
+    if not arms:
+        return ""
+    sizes = ", ".join(f"{arm.name} {human_bytes(arm.stored_bytes or 0)}" for arm in arms)
+    return f"On disk: {sizes}. Once loaded they take what the memory column says, in the base model's type."
+
+
 def rich_table(report: EvaluationReport) -> Table:
     """One row an arm, the Cartridge's own in bold; fits 80 columns (errors are shown where there are any)."""
     metric = report.metric[0].upper() + report.metric[1:]
@@ -83,6 +92,7 @@ def rich_table(report: EvaluationReport) -> Table:
     asked = max(arm.n for arm in report.arms)
     name = f"{report.corpus_name} · {report.base_model.id} · {report.benchmark} · {asked:,} questions"
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = stored(report) or None, "left"
     for index in kept:
         heading = headings[index].replace(" ", "\n", 1)
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
@@ -128,6 +138,7 @@ def markdown(report: EvaluationReport) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
+        *([stored(report), ""] if stored(report) else []),
         f"Base model `{report.base_model.id}` at `{report.base_model.revision}`, corpus `{report.corpus_name}` "
         f"(`{report.corpus_digest[:12]}`), questions `{report.questions_digest[:12]}`, "
         f"Cartridge `{report.cartridge_digest[:12]}`, report `{report.digest[:12]}`. "

@@ -17,6 +17,7 @@ from cartridge_core.settings import Settings
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import borrowed_model, model_key
+from cartridge_core.stages.registered import RegisteredCartridge
 from cartridge_core.stages.store import Facts, Finished
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ def grade_arm(
     questions: Sequence[Question],
     benchmark: str,
     config: EvaluationConfig,
-    cartridge: FittedCartridge | None = None,
+    cartridge: FittedCartridge | RegisteredCartridge | None = None,
     num_tokens: int = 0,
     model: str | None = None,
     progress: Progress = no_progress,
+    quantize: str | None = None,
 ) -> ArmResult:
     """Put the questions to one arm, or find that this was done.
 
@@ -51,6 +53,7 @@ def grade_arm(
         num_tokens: Memory of the truncated baseline, in tokens.
         model: Hub id or folder; None for the settings' own.
         progress: Told about questions.
+        quantize: Storage to quantise the Cartridge to first: a key of `manifest.STORAGE`.
     """
     inputs: dict[str, Any] = {
         "arm": name,
@@ -62,10 +65,13 @@ def grade_arm(
         "benchmark": benchmark,
         "config": config.model_dump(mode="json"),
     }
+    if quantize is not None:
+        inputs["quantize"] = quantize
 
     def arm_on(base: BaseModel) -> Arm:
         if cartridge is not None:
-            return trained_arm(base, cartridge.load(), name)
+            exact = cartridge.load()
+            return trained_arm(base, exact if quantize is None else exact.quantized(quantize), name)
         return BASELINES[name](base, corpus.load(), num_tokens)
 
     def work(directory: Path) -> Facts:

@@ -10,7 +10,15 @@ from cartridge_core.errors import NotFoundError, TrainingError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, model_key, source_of
+from cartridge_core.stages.model import (
+    borrowed_model,
+    identity_of,
+    model_key,
+    model_name,
+    rendering_of,
+    source_of,
+    window_of,
+)
 from cartridge_core.stages.store import Facts, Finished
 from cartridge_core.stages.study import StudiedDataset
 from cartridge_core.stages.warm_start import with_previous
@@ -18,6 +26,7 @@ from cartridge_core.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from cartridge_core.cartridge import Cartridge
+    from cartridge_core.training.result import TrainingResult
 
 CARTRIDGE = "cartridge"
 """Folder that training leaves the best Cartridge in."""
@@ -77,8 +86,9 @@ def fit(
     config: TrainingConfig,
     model: str | None = None,
     progress: Progress = no_progress,
+    processes: int = 1,
 ) -> FittedCartridge:
-    """Train a Cartridge for a corpus, or find that this was done.
+    """Train a Cartridge for a corpus, or find that this was done; a killed run goes on from its newest checkpoint.
 
     Args:
         settings: Store, device, default model.
@@ -87,9 +97,10 @@ def fit(
         config: How it is trained.
         model: Hub id or folder; None for the settings' own.
         progress: Told about steps.
+        processes: How many processes of this machine train together, with a GPU each where there are GPUs.
 
     Raises:
-        TrainingError: The objective and the dataset do not go together, or training failed.
+        TrainingError: The inputs cannot be trained on (said before the model's weights are loaded), or training failed.
         NotFoundError: The previous Cartridge that it is to start from is nowhere.
         BaseModelMismatchError: That one belongs to another base model.
     """
@@ -103,22 +114,11 @@ def fit(
         "corpus": corpus.digest,
         "dataset": dataset.digest if dataset else None,
         "base_model": model_key(settings, model),
-        "config": config.model_dump(mode="json"),
+        "config": config.recipe(),
     }
 
     def work(directory: Path) -> Facts:
-        from cartridge_core.training.loop import train
-
-        with borrowed_model(settings, model) as base:
-            result = train(
-                base,
-                corpus.load(),
-                dataset.load() if dataset else None,
-                config,
-                directory,
-                tenant=settings.tenant,
-                progress=progress,
-            )
+        result = _train(settings, corpus, dataset, config, model, directory, progress, processes)
         return {
             "digest": result.cartridge.digest,
             "num_tokens": result.cartridge.num_tokens,
@@ -126,10 +126,47 @@ def fit(
             "best_step": result.best_step,
             "steps": result.steps,
             "stopped_early": result.stopped_early,
+            "resumed_from": result.resumed_from,
+            "num_unfit": result.num_unfit,
             "model": source_of(settings, model),
         }
 
-    return FittedCartridge(store_of(settings).run("fit", inputs, work))
+    return FittedCartridge(store_of(settings).run("fit", inputs, work, resumable=True))
+
+
+def _train(
+    settings: Settings,
+    corpus: IngestedCorpus,
+    dataset: StudiedDataset | None,
+    config: TrainingConfig,
+    model: str | None,
+    directory: Path,
+    progress: Progress,
+    processes: int,
+) -> TrainingResult:
+    from cartridge_core.training.checks import check_inputs
+    from cartridge_core.training.loop import train
+    from cartridge_core.training.processes import train_in_processes
+    from cartridge_core.training.run_identity import RunIdentity
+
+    text, conversations = corpus.load(), dataset.load() if dataset else None
+    identity, template = identity_of(settings, model), rendering_of(settings, model)
+    check_inputs(identity, window_of(settings, model), template, text, conversations, config, processes)
+    if processes > 1:
+        return train_in_processes(
+            RunIdentity.of(settings.tenant, text, conversations, identity, template, config),
+            model_name(settings, model),
+            corpus.product.directory,
+            dataset.product.directory if dataset else None,
+            config,
+            directory,
+            processes,
+            device=settings.device,
+            threads=settings.threads,
+            progress=progress,
+        )
+    with borrowed_model(settings, model, config.base_dtype) as base:
+        return train(base, text, conversations, config, directory, tenant=settings.tenant, progress=progress)
 
 
 def _trained(settings: Settings) -> list[FittedCartridge]:

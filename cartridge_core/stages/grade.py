@@ -10,6 +10,7 @@ from cartridge_core.baselines import BASELINES, ICL, ICL_TRUNCATED, NO_CONTEXT
 from cartridge_core.benchmarks import BENCHMARKS, Question, questions_digest
 from cartridge_core.errors import EvaluationError, NotFoundError
 from cartridge_core.evaluation import EvaluationConfig
+from cartridge_core.manifest import STORAGE
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.report import EvaluationReport
 from cartridge_core.settings import Settings
@@ -17,6 +18,7 @@ from cartridge_core.stages.arm import grade_arm
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import identity_of, model_key
+from cartridge_core.stages.registered import RegisteredCartridge
 from cartridge_core.stages.store import Facts, Finished
 
 PLOT = "accuracy_vs_kv_bytes.png"
@@ -48,13 +50,14 @@ class GradedCartridge:
 def grade(
     settings: Settings,
     corpus: IngestedCorpus,
-    cartridges: Mapping[str, FittedCartridge],
+    cartridges: Mapping[str, FittedCartridge | RegisteredCartridge],
     questions: Sequence[Question],
     benchmark: str = "closed_answer",
     config: EvaluationConfig | None = None,
     baselines: Sequence[str] = ALL_BASELINES,
     model: str | None = None,
     progress: Progress = no_progress,
+    quantized: Sequence[str] = (),
 ) -> GradedCartridge:
     """Grade Cartridges against baselines on the same questions.
 
@@ -68,9 +71,10 @@ def grade(
         baselines: Keys of `BASELINES`; the truncated one gets the memory of the largest Cartridge.
         model: Hub id or folder; None for the settings' own.
         progress: Told about questions over all arms.
+        quantized: Keys of `manifest.STORAGE`: the first Cartridge is graded quantised so too, as an arm of that name.
 
     Raises:
-        EvaluationError: There is no Cartridge, no question, no such benchmark, or an arm does not fit.
+        EvaluationError: There is no Cartridge, no question, no such benchmark or storage, or an arm does not fit.
     """
     config = config or EvaluationConfig()
     if not cartridges:
@@ -81,6 +85,8 @@ def grade(
         raise EvaluationError(f"There is no benchmark '{benchmark}'.", f"Choose from {', '.join(sorted(BENCHMARKS))}.")
     if unknown := set(baselines) - set(BASELINES):
         raise EvaluationError(f"There is no baseline '{min(unknown)}'.", f"Choose from {', '.join(BASELINES)}.")
+    if unknown := set(quantized) - set(STORAGE):
+        raise EvaluationError(f"There is no quantised storage '{min(unknown)}'.", f"Choose from {', '.join(STORAGE)}.")
     identity = identity_of(settings, model)
     inputs = {
         "corpus": corpus.digest,
@@ -92,8 +98,11 @@ def grade(
         "benchmark": benchmark,
         "config": config.model_dump(mode="json"),
     }
+    if quantized:
+        inputs["quantized"] = list(quantized)
     memory = max(cartridge.num_tokens for cartridge in cartridges.values())
-    names = [*baselines, *cartridges]
+    names = [*baselines, *cartridges, *quantized]
+    exact = next(iter(cartridges.values()))
 
     def work(directory: Path) -> Facts:
         results = []
@@ -102,9 +111,11 @@ def grade(
             def overall(done: int, total: int, what: str, before: int = index) -> None:
                 progress(before * total + done, len(names) * total, what)
 
+            storage = name if name in quantized else None
+            cartridge = exact if storage else cartridges.get(name)
             results.append(
                 grade_arm(
-                    settings, corpus, name, questions, benchmark, config, cartridges.get(name), memory, model, overall
+                    settings, corpus, name, questions, benchmark, config, cartridge, memory, model, overall, storage
                 )
             )
         report = EvaluationReport.build(

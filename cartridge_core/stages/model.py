@@ -33,16 +33,29 @@ def identity_of(settings: Settings, model: str | None) -> BaseModelIdentity:
 
 def model_key(settings: Settings, model: str | None) -> dict[str, Any]:
     """All that makes the model's words what they are: its identity and how messages are put to it."""
-    return identity_of(settings, model).model_dump(mode="json") | {"template": _rendering(model_name(settings, model))}
+    return identity_of(settings, model).model_dump(mode="json") | {"template": rendering_of(settings, model)}
+
+
+def rendering_of(settings: Settings, model: str | None) -> str:
+    """Digest of how messages are put to the model, without loading its weights."""
+    return _rendering(model_name(settings, model))
+
+
+def window_of(settings: Settings, model: str | None) -> int:
+    """The model's longest sequence in tokens, without loading its weights."""
+    from cartridge_core.models import read_layout
+
+    return read_layout(model_name(settings, model)).max_positions
 
 
 @contextmanager
-def borrowed_model(settings: Settings, model: str | None) -> Iterator[BaseModel]:
+def borrowed_model(settings: Settings, model: str | None, weights: str = "auto") -> Iterator[BaseModel]:
     """The base model, loaded at most once in a row; afterwards it is frozen and in evaluation mode, as it was before.
 
     Args:
         settings: Device and threads.
         model: Hub id or folder; None for the settings' own.
+        weights: The type that its weights are held in: `TrainingConfig.base_dtype`.
     """
     import torch
 
@@ -50,7 +63,7 @@ def borrowed_model(settings: Settings, model: str | None) -> Iterator[BaseModel]
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        base = _loaded(model_name(settings, model), settings.device)
+        base = _loaded(model_name(settings, model), settings.device, weights)
         try:
             yield base
         finally:
@@ -77,12 +90,13 @@ def _rendering(model: str) -> str:
 
 # One model at a time: two of the size that a user brings do not fit on one GPU.
 @lru_cache(maxsize=1)
-def _loaded(model: str, device: str) -> BaseModel:
+def _loaded(model: str, device: str, weights: str) -> BaseModel:
     from transformers.utils import logging
 
-    from cartridge_core.models import REFERENCE_PATH, load_base_model
+    from cartridge_core.models import REFERENCE_PATH
+    from cartridge_core.training.base_weights import load_frozen_model
 
     if Path(model).is_dir() or model == REFERENCE_PATH.parent.name:
         # A bar for a local file's tensors is noise; that of a download is wanted.
         logging.disable_progress_bar()
-    return load_base_model(model, device=device)
+    return load_frozen_model(model, device, weights)

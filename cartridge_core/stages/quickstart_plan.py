@@ -49,10 +49,8 @@ SHORT_PLAN = QuickstartPlan(
     target="quickstart",
     sample=SHORT,
     study=_study(3072),
-    training=TrainingConfig(
-        num_tokens=80, optimizer="muon", learning_rate=1.0, steps=450, eval_every=75, windows_per_batch=4
-    ),
-    next_token_learning_rates=(0.5, 1.0, 2.0),
+    training=TrainingConfig(num_tokens=80, steps=450, eval_every=75, windows_per_batch=4),
+    next_token_learning_rates=(0.3, 1.0, 3.0),
     evaluation=EvaluationConfig(max_new_tokens=32),
     gate=PromotionGate(min_share_of_icl=0.95),
     asked={
@@ -70,7 +68,7 @@ LONG_PLAN = QuickstartPlan(
     target="quickstart-long",
     sample=LONG,
     study=_study(12288),
-    training=TrainingConfig(num_tokens=384, optimizer="muon", learning_rate=1.0, steps=4500, eval_every=250),
+    training=TrainingConfig(num_tokens=384, steps=4500, eval_every=250),
     next_token_learning_rates=(),
     evaluation=EvaluationConfig(max_new_tokens=32, allow_overflow=True),
     gate=PromotionGate(min_score_without_icl=0.85),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cartridge_core.corpus import TokenizedCorpus
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus
-from cartridge_core.stages.model import borrowed_model
+from cartridge_core.stages.model import model_name
 
 SHARE_OF_CORPUS = 1 / 20
 """Length of a Cartridge against its corpus: with room to spare (arXiv 2506.06266 reports 1/38.6 at equal quality)."""
@@ -16,8 +16,9 @@ SMALLEST, LARGEST = 16, 2048
 
 def corpus_tokens(settings: Settings, corpus: IngestedCorpus, model: str | None) -> int:
     """Tokens of the corpus's documents under the base model's tokenizer."""
-    with borrowed_model(settings, model) as base:
-        return TokenizedCorpus.build(corpus.load(), base.tokenizer).num_tokens
+    from cartridge_core.models import load_tokenizer
+
+    return TokenizedCorpus.build(corpus.load(), load_tokenizer(model_name(settings, model))).num_tokens
 
 
 def default_num_tokens(settings: Settings, corpus: IngestedCorpus, model: str | None = None) -> int:

@@ -14,18 +14,34 @@ from cartridge_core.initialization.options import (
     options_of,
 )
 
-DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 0.5}
+DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
 """By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an orthogonalised update has another scale."""
+DEFAULT_VALUE_RATIOS: dict[str, float] = {"adamw": 1.0, "muon": 2.0}
+"""By optimizer. Keys decide what is found, values what is said: the former bear smaller steps."""
 
 
 def _default_learning_rate(stated: dict[str, Any]) -> float:
     return DEFAULT_LEARNING_RATES[stated["optimizer"]]
 
 
-class TrainingConfig(BaseModel):
-    """Size of the Cartridge, objective, optimizer and data order. Equal configurations give equal tensors."""
+def _default_value_ratio(stated: dict[str, Any]) -> float:
+    return DEFAULT_VALUE_RATIOS[stated["optimizer"]]
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+BOOKKEEPING = frozenset(
+    {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "activation_checkpointing", "shard_base"}
+)
+"""Fields that change how a run is carried out, not what it ends with."""
+
+
+class TrainingConfig(BaseModel):
+    """Size of the Cartridge, objective, optimizer, data order, and how the run is carried out.
+
+    Configurations with equal recipes give equal tensors.
+    """
+
+    # The docstrings are the descriptions in the JSON schema (`cartridge train --print-config-schema`).
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_tokens: int = Field(gt=0)
     """Virtual tokens of the Cartridge, p in the paper."""
@@ -37,11 +53,13 @@ class TrainingConfig(BaseModel):
     """What that initialiser can be told: the fields of its class in `cartridge_core.initialization.options`."""
     objective: Literal["distillation", "next_token"] = "distillation"
     """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises each layer's update: it takes fewer steps, at a learning rate near 0.5."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """`muon` orthogonalises the update of each KV head; `adamw` is the paper's, and takes several times the steps."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
-    """Highest learning rate, reached after the warm-up; 0.02 for AdamW and 0.5 for Muon where nobody says."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
+    value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)
+    """Learning rate of values over that of keys; 2 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
+    momentum: float = Field(default=0.8, ge=0, lt=1)
     """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
     steps: int = Field(default=600, gt=0)
     """Optimizer steps."""
@@ -57,6 +75,16 @@ class TrainingConfig(BaseModel):
     """Windows of text a step (next_token): by default about as many tokens as 32 short conversations have."""
     micro_batch_tokens: int = Field(default=8192, gt=0)
     """Most tokens that pass through the model at once; a larger batch is accumulated, with the same result."""
+    row_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of a packed row, always the same; a longer conversation is left out and counted. None: as many as pass
+    through the model at once, and more where one conversation needs more."""
+    attention: Literal["auto", "flex", "dense"] = "auto"
+    """What computes the attention of packed rows. `auto` takes compiled FlexAttention on CUDA, matrix products
+    elsewhere."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Flattens both sides' top-k-and-tail distributions in distillation (`training.loss.cross_entropy`)."""
+    loss_chunk_tokens: int = Field(default=512, gt=0)
+    """Predicted tokens whose logits are in memory at once; the result does not depend on it."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Norm that the gradient of all keys and values is clipped to."""
     eval_every: int = Field(default=25, gt=0)
@@ -70,6 +98,24 @@ class TrainingConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products in training. `auto` takes bfloat16 where the processor multiplies it natively (a step then
     takes 0.6 of the time and ends at the same held-out loss); masters and optimizer are fp32 in any case."""
+    base_dtype: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
+    """Type that the frozen model's weights are held in; `auto` is fp32 on a CPU, the stored type elsewhere. `float8`
+    holds matrices in 8 bits with a scale for each output, and computes in bfloat16."""
+    compile: bool = False
+    """Compile the model's layers (`torch.compile`): a slow first step, faster ones after it."""
+    activation_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass instead of keeping them: less memory, slower steps."""
+    shard_base: bool = False
+    """Part the frozen model's weights over the processes (FSDP2) instead of keeping a copy in each."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Serve the exponential moving average of keys and values with this decay, such as 0.98; None serves them as they
+    are. The held-out looks score what would be served."""
+    checkpoint_every: int | None = Field(default=100, gt=0)
+    """Steps between checkpoints; None leaves it to `checkpoint_seconds`."""
+    checkpoint_seconds: float | None = Field(default=300.0, gt=0)
+    """Seconds after which a checkpoint is written in any case; None leaves it to `checkpoint_every`."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """The newest checkpoints that are kept until training ends; the best Cartridge is kept always."""
     seed: int = 0
     """Decides initialisation, held-out questions and the order of examples."""
 
@@ -93,9 +139,23 @@ class TrainingConfig(BaseModel):
             )
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}")
+        if self.row_tokens is not None and self.row_tokens > self.micro_batch_tokens:
+            raise ValueError(
+                f"row_tokens={self.row_tokens} must be at most micro_batch_tokens={self.micro_batch_tokens}"
+            )
+        if self.objective == "next_token" and self.temperature != 1:
+            raise ValueError(
+                f"temperature={self.temperature} has no meaning for next_token: its teacher is certain of every token"
+            )
+        if self.objective == "next_token" and self.row_tokens is not None and self.row_tokens < self.window_tokens - 1:
+            raise ValueError(f"row_tokens={self.row_tokens} cannot hold window_tokens={self.window_tokens}")
         if self.initialization in NEED_CONVERSATIONS and self.objective == "next_token":
             raise ValueError(f"initialization={self.initialization!r} needs the conversations of a study")
         return self
+
+    def recipe(self) -> dict[str, Any]:
+        """The fields that decide the tensors, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(BOOKKEEPING))
 
     def for_another_process(self) -> dict[str, Any]:
         """The configuration as JSON values, with the places of files that are no part of its identity."""
@@ -107,5 +167,5 @@ class TrainingConfig(BaseModel):
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical configuration."""
-        return digest_of(self.model_dump(mode="json"))
+        """sha256 of the canonical recipe."""
+        return digest_of(self.recipe())

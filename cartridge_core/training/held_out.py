@@ -9,9 +9,13 @@ import torch
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
-from cartridge_core.training.loss import cross_entropy
-from cartridge_core.training.packed_attention import packed_logits
-from cartridge_core.training.packed_rows import pack_rows
+from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.distillation import packed_loss
+from cartridge_core.training.micro_batch import MicroBatch
+from cartridge_core.training.packed_rows import PackedRows, input_length, pack_batch
+from cartridge_core.training.ranks import Ranks
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -30,27 +34,62 @@ class HeldOutScore:
 
 
 class HeldOut:
-    """Held-out examples, laid out once and looked at many times."""
+    """Held-out examples, laid out once and looked at many times; each rank looks at its share."""
 
-    def __init__(self, base: BaseModel, examples: Sequence[Targets], max_tokens: int) -> None:
-        """Lay them out.
+    def __init__(
+        self, base: BaseModel, examples: Sequence[Targets], config: TrainingConfig, ranks: Ranks = ALONE
+    ) -> None:
+        """Remember them.
 
         Args:
             base: The model.
-            examples: At least one.
-            max_tokens: Tokens that pass through the model at once.
+            examples: At least one, the same on every rank.
+            config: How they are packed and computed.
+            ranks: Who looks.
         """
-        self._base = base
-        self._parts = pack_rows(examples, max_tokens, base.device)
-        self._tokens = sum(len(part.teacher) for part in self._parts)
-        self._entropy = sum(float(part.teacher.entropy().sum()) for part in self._parts) / self._tokens
+        self._base, self._config = base, config
+        self._ranks = ranks
+        self._own = ranks.share(examples)
+        self._idle = [examples[0]]
+        self._tokens = sum(int(example.assistant_mask.sum()) for example in examples)
+        self._parts: list[PackedRows] = []
+        self._parts_of = 0
+        self._entropy: float | None = None
 
     @torch.no_grad()
-    def score(self, cartridge: Cartridge) -> HeldOutScore:
-        """Score the stored tensors, in the type that the model serves them in."""
+    def score(self, cartridge: Cartridge, micro_batch: MicroBatch) -> HeldOutScore:
+        """Score the stored tensors, in the type that the model serves them in, at temperature 1 whatever is trained at.
+
+        Args:
+            cartridge: As it would be served.
+            micro_batch: How much passes through the model at once.
+
+        Raises:
+            TrainingError: Memory ran out again after the micro-batch had been halved.
+        """
         prefix = cartridge.prefix().to(self._base.device, self._base.dtype)
-        total = sum(
-            float(cross_entropy(packed_logits(self._base, prefix, part), part.teacher).sum()) for part in self._parts
-        )
-        loss = total / self._tokens
+
+        def loss_of(part: PackedRows) -> float:
+            return float(packed_loss(self._base, prefix, part, chunk_tokens=self._config.loss_chunk_tokens).loss)
+
+        def total(max_tokens: int) -> float:
+            return sum(loss_of(part) for part in self._laid_out(max_tokens))
+
+        if self._ranks.lockstep:
+            own = total(micro_batch.tokens)
+            (idle,) = pack_batch(self._idle, self._config, micro_batch.tokens, self._base.device)
+            for _ in range(self._ranks.most(len(self._parts), self._base.device) - len(self._parts)):
+                loss_of(idle)
+        else:
+            own = micro_batch.run(total, most=sum(input_length(example) for example in self._own))
+        loss = self._ranks.total(own, self._base.device) / self._tokens
+        if self._entropy is None:
+            entropy = sum(float(part.teacher.entropy().sum()) for part in self._parts)
+            self._entropy = self._ranks.total(entropy, self._base.device) / self._tokens
         return HeldOutScore(loss, loss - self._entropy)
+
+    def _laid_out(self, max_tokens: int) -> list[PackedRows]:
+        if self._parts_of != max_tokens:
+            self._parts = pack_batch(self._own, self._config, max_tokens, self._base.device) if self._own else []
+            self._parts_of = max_tokens
+        return self._parts

@@ -23,7 +23,7 @@ def initial_prefix(
         corpus,
         config.num_tokens,
         config.seed,
-        split_study(dataset, config)[0] if dataset is not None else None,
+        split_study(dataset, config, base.max_positions)[0] if dataset is not None else None,
         config.initialization_options,
     )
     return INITIALIZERS[config.initialization](source)

@@ -1,43 +1,35 @@
-"""The training loop: context distillation into a key/value prefix (arXiv 2506.06266, section 3)."""
+"""Training from beginning to end: context distillation into a key/value prefix (arXiv 2506.06266, section 3)."""
 
-import math
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from cartridge_core.cartridge import Cartridge
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
-from cartridge_core.errors import ArtifactError, TrainingError
+from cartridge_core.errors import ArtifactError
 from cartridge_core.models import BaseModel
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.rendering import template_digest
-from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.best import BestCartridge
+from cartridge_core.training.checkpoint import Checkpoint, Checkpoints
 from cartridge_core.training.checks import check_inputs
 from cartridge_core.training.config import TrainingConfig
-from cartridge_core.training.curve import HeldOutPoint, LossCurve, TrainPoint
-from cartridge_core.training.held_out import HeldOut, HeldOutScore
+from cartridge_core.training.held_out import ALONE
 from cartridge_core.training.initial import initial_prefix
-from cartridge_core.training.loss import cross_entropy
+from cartridge_core.training.layer_modes import compiled_layers
 from cartridge_core.training.objective import OBJECTIVES
-from cartridge_core.training.optimizer import OPTIMIZERS, set_learning_rate
-from cartridge_core.training.packed_attention import packed_logits
-from cartridge_core.training.packed_rows import pack_rows
-from cartridge_core.training.precision import training_precision
-from cartridge_core.training.result import TrainingResult
-from cartridge_core.training.schedule import learning_rate
-from cartridge_core.training.trainable_prefix import TrainablePrefix
+from cartridge_core.training.ranks import Ranks
+from cartridge_core.training.result import CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT, TrainingResult, finished_result
+from cartridge_core.training.run import Run
+from cartridge_core.training.run_folder import owned_folder, remove_leftovers
+from cartridge_core.training.run_identity import RunIdentity
+from cartridge_core.training.state import TrainingState
 
-CARTRIDGE = "cartridge"
-"""Folder of the result within the run's folder."""
-CURVE_DATA = "curve.jsonl"
-"""The loss curve's numbers within the run's folder."""
-CURVE_PICTURE = "curve.png"
-"""The loss curve's picture within the run's folder."""
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -49,156 +41,116 @@ def train(
     *,
     tenant: str = "default",
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> TrainingResult:
-    """Train a Cartridge.
+    """Train a Cartridge, or go on where a killed run of the same inputs has its newest checkpoint.
 
-    The same inputs give the same tensors, to the bit, on the same machine with as many threads. The run's folder ends
-    with the Cartridge, the loss curve and its picture.
+    The same inputs give the same tensors, to the bit, on the same machine with as many threads and ranks, whether the
+    run was killed on its way or not. The run's folder ends with the Cartridge, the loss curve and its picture.
 
     Args:
         base: The frozen model.
         corpus: What the Cartridge stands in for.
         dataset: The study to distil; None for the next-token objective.
         config: How to train.
-        folder: Where the run's files go.
+        folder: Where the run's files go; every rank sees the same one.
         tenant: Who the corpus belongs to.
         progress: Told about steps.
+        ranks: The processes that train together; each calls this function with the same inputs.
 
     Raises:
-        TrainingError: The inputs cannot be trained on, or the loss is no longer finite; the message says at which step
-            and learning rate, and where the best Cartridge until then lies.
+        TrainingError: The inputs cannot be trained on, the folder belongs to another run or to another process, memory
+            does not suffice, or the loss is no longer finite; the message then says at which step and learning rate,
+            and where the best Cartridge until then lies.
         BaseModelMismatchError: The study was made with another model, revision or tokenizer.
         DatasetError: The study is empty, too small, about another corpus, or rendered in another way.
     """
-    check_inputs(base.identity, base.max_positions, template_digest(base.tokenizer), corpus, dataset, config)
-    run = _Run(base, corpus, dataset, config, Path(folder), tenant)
-    try:
-        stopped_early = run.steps(progress)
-    finally:
-        run.curve.save(run.folder / CURVE_DATA)
-    run.curve.plot(run.folder / CURVE_PICTURE)
-    kept = run.best.publish(run.folder / CARTRIDGE)
-    first = run.curve.held_out[0]
-    return TrainingResult(
-        cartridge=kept.cartridge,
-        curve=run.curve,
-        best_step=kept.step,
-        best=kept.score,
-        initial=HeldOutScore(first.loss, first.kl),
-        steps=len(run.curve.train),
-        stopped_early=stopped_early,
-        num_examples=run.material.num_examples,
-        num_held_out=len(run.material.held_out),
-        seconds=run.elapsed(),
-    )
+    started = time.perf_counter()
+    folder = Path(folder)
+    template = template_digest(base.tokenizer)
+    check_inputs(base.identity, base.max_positions, template, corpus, dataset, config, ranks.count)
+    identity = RunIdentity.of(tenant, corpus, dataset, base.identity, template, config)
+    with _owned(folder, ranks), _own_random_numbers(base.device):
+        best = BestCartridge(folder, writes=ranks.first)
+        checkpoints = Checkpoints(folder, config.keep_checkpoints)
+        if ranks.first:
+            remove_leftovers(folder, (CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT))
+        if found := finished_result(identity, folder):
+            if ranks.first:
+                checkpoints.clear()
+                best.clear()
+            return found
+        torch.manual_seed(config.seed)
+        material = OBJECTIVES[config.objective](base, corpus, dataset, config)
+        if checkpoint := _newest(checkpoints, best, identity, folder, ranks, base.device):
+            layers = len(base.layer_specs)
+            state = TrainingState.restored(
+                checkpoint.tensors, checkpoint.record.state, checkpoint.curve, layers, config, base.device
+            )
+            started -= checkpoint.record.seconds
+            _say_resumed(state.step, config.steps, folder, progress, ranks)
+        else:
+            state = TrainingState(initial_prefix(base, corpus, dataset, config), config, base.device)
+            ranks.from_first(state.prefix.parameters())
+        run = Run(base, material, state, best, checkpoints, identity, config, folder, ranks, started)
+        with compiled_layers(base, config.compile):
+            return run.to_the_end(progress, resumed_from=state.step if checkpoint else None)
 
 
-class _Run:
-    """The state of one training run."""
+@contextmanager
+def _owned(folder: Path, ranks: Ranks) -> Iterator[None]:
+    if not ranks.first:
+        yield
+        return
+    with owned_folder(folder):
+        yield
 
-    def __init__(
-        self,
-        base: BaseModel,
-        corpus: Corpus,
-        dataset: ConversationDataset | None,
-        config: TrainingConfig,
-        folder: Path,
-        tenant: str,
-    ) -> None:
-        self._started = time.perf_counter()
-        self.base, self.config, self.folder = base, config, folder
-        self.material = OBJECTIVES[config.objective](base, corpus, dataset, config)
-        initial = initial_prefix(base, corpus, dataset, config)
-        self.prefix = TrainablePrefix(initial, config.num_frozen_tokens, base.device)
-        self.optimizer = OPTIMIZERS[config.optimizer](self.prefix.parameters(), config)
-        self.held_out = HeldOut(base, self.material.held_out, config.micro_batch_tokens)
-        self.best = BestCartridge(folder)
-        self.curve = LossCurve()
-        self._provenance: dict[str, Any] = {
-            "tenant": tenant,
-            "corpus_digest": corpus.digest,
-            "dataset_digest": dataset.manifest.digest if dataset is not None else None,
-            "training_config_digest": config.digest,
-            "seed": config.seed,
-        }
 
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self._started
+@contextmanager
+def _own_random_numbers(device: torch.device) -> Iterator[None]:
+    """The process's own random state neither plays a part nor is changed."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
-    def steps(self, progress: Progress) -> bool:
-        """Take the steps; says whether patience ran out."""
-        config = self.config
-        self._look(0)
-        without_gain = 0
-        for step in range(config.steps):
-            self._step(step, self.material.stream.batch(step))
-            taken = step + 1
-            if taken % config.eval_every == 0 or taken == config.steps:
-                without_gain = 0 if self._look(taken) else without_gain + 1
-            kept = self.best.kept
-            progress(taken, config.steps, f"training, held out {kept.score.kl:.4f} nats at step {kept.step}")
-            if config.patience is not None and without_gain >= config.patience:
-                return taken < config.steps
-        return False
 
-    def _step(self, step: int, examples: list[Targets]) -> None:
-        rate = learning_rate(self.config, step)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = pack_rows(examples, self.config.micro_batch_tokens, self.base.device)
-        # One mean over all tokens of the batch, however it is parted: a part's own mean would weigh short answers more.
-        tokens = sum(len(part.teacher) for part in parts)
-        loss = entropy = torch.zeros((), device=self.base.device)
-        for part in parts:
-            with training_precision(self.base, self.config):
-                logits = packed_logits(self.base, self.prefix.prefix(), part)
-            share = cross_entropy(logits, part.teacher).sum() / tokens
-            share.backward()
-            loss = loss + share.detach()
-            entropy = entropy + part.teacher.entropy().sum() / tokens
-        norm = torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.config.max_grad_norm)
-        self._record(step, rate, loss, entropy, norm, tokens)
-        self.optimizer.step()
+def _newest(
+    checkpoints: Checkpoints,
+    best: BestCartridge,
+    identity: RunIdentity,
+    folder: Path,
+    ranks: Ranks,
+    device: torch.device,
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole, its best Cartridge taken up; all ranks get the one that rank 0 finds.
 
-    def _record(self, step: int, rate: float, loss: Tensor, entropy: Tensor, norm: Tensor, tokens: int) -> None:
-        point = TrainPoint(step + 1, rate, float(loss), float(loss - entropy), float(norm), tokens, self.elapsed())
-        if not (math.isfinite(point.loss) and math.isfinite(point.grad_norm)):
-            raise self._diverged(step + 1, rate, f"loss {point.loss}, gradient norm {point.grad_norm}")
-        self.curve.train.append(point)
+    Raises:
+        TrainingError: The folder's checkpoints are of another run.
+    """
+    found: Checkpoint | None = None
+    if ranks.first:
+        for step in checkpoints.steps():
+            try:
+                identity.check(checkpoints.record(step).run, str(folder))
+                found = _whole(checkpoints, best, step)
+            except ArtifactError as error:
+                logger.warning("The checkpoint of step %d cannot be used: %s", step, error)
+                continue
+            break
+        checkpoints.start_from(found.record.state.step if found else None)
+        best.prune(checkpoints.best_steps())
+    step = ranks.most(-1 if found is None else found.record.state.step, device)
+    if ranks.first or step < 0:
+        return found
+    return _whole(checkpoints, best, step)
 
-    def _look(self, step: int) -> bool:
-        """Score what would be served now; says whether it is the best so far."""
-        rate = self.curve.train[-1].learning_rate if self.curve.train else 0.0
-        try:
-            cartridge = self._cartridge()
-        except ArtifactError as error:
-            raise self._diverged(step, rate, error.problem) from error
-        score = self.held_out.score(cartridge)
-        if not score.finite:
-            raise self._diverged(step, rate, f"held-out loss {score.loss}")
-        self.curve.held_out.append(HeldOutPoint(step, score.loss, score.kl, self.elapsed()))
-        better = self.best.offer(cartridge, step, score)
-        self.curve.save(self.folder / CURVE_DATA)
-        return better
 
-    def _cartridge(self) -> Cartridge:
-        return Cartridge.from_prefix(
-            self.prefix.prefix(),
-            base_model=self.base.identity,
-            layers=self.base.layer_specs,
-            dtype=self.base.kv_dtype,
-            template_digest=template_digest(self.base.tokenizer),
-            num_frozen_tokens=self.config.num_frozen_tokens,
-            **self._provenance,
-        )
+def _whole(checkpoints: Checkpoints, best: BestCartridge, step: int) -> Checkpoint:
+    checkpoint = checkpoints.load(step)
+    best.restore(checkpoint.record.best)
+    return checkpoint
 
-    def _diverged(self, step: int, rate: float, seen: str) -> TrainingError:
-        problem = f"Training is no longer finite at step {step} with learning rate {rate:.4g}: {seen}."
-        if not self.curve.held_out:
-            return TrainingError(problem, "Check the model and its precision: it fails before any training.")
-        kept = self.best.kept
-        return TrainingError(
-            f"{problem} The best Cartridge until then, of step {kept.step}, is in {kept.folder}.",
-            "Choose a lower learning rate or a longer warm-up.",
-        )
+
+def _say_resumed(step: int, steps: int, folder: Path, progress: Progress, ranks: Ranks) -> None:
+    if ranks.first:
+        logger.warning("Training goes on from step %d of %d (checkpoint in %s).", step, steps, folder)
+        progress(step, steps, f"training, going on from step {step}")

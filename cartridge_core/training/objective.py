@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import CorpusError, DatasetError
@@ -11,6 +13,7 @@ from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.conversation_stream import ConversationStream
+from cartridge_core.training.packed_rows import fitting
 from cartridge_core.training.text_windows import WindowStream, covering_windows
 
 
@@ -32,13 +35,17 @@ class Material:
     """Examples that pick the best step."""
     num_examples: int
     """Different examples to train on; windows of text are counted by how many cover it."""
+    num_unfit: int = 0
+    """Conversations that are too long to be trained on, those held out included."""
 
 
 def split_study(
-    dataset: ConversationDataset, config: TrainingConfig
-) -> tuple[ConversationDataset, ConversationDataset]:
-    """A study's conversations to train on, and the held-out ones."""
-    return dataset.split(min(config.held_out_fraction, config.max_held_out / len(dataset)), config.seed)
+    dataset: ConversationDataset, config: TrainingConfig, max_positions: int
+) -> tuple[ConversationDataset, ConversationDataset, int]:
+    """A study's conversations to train on, the held-out ones, and how many are in neither because they do not fit."""
+    fits = fitting(dataset.lengths, config, max_positions)
+    num_unfit, fit = len(dataset) - int(fits.sum()), dataset.select(np.flatnonzero(fits))
+    return *fit.split(min(config.held_out_fraction, config.max_held_out / len(fit)), config.seed), num_unfit
 
 
 def distillation(
@@ -46,13 +53,16 @@ def distillation(
 ) -> Material:
     """A study's answers, with the distributions of the teacher that read the text; some questions are held out.
 
+    Conversations that do not fit a row or the positions behind the Cartridge are left out and counted.
+
     Raises:
         DatasetError: There are no conversations, or too few to hold any out.
     """
     if dataset is None or not len(dataset):
         raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
-    train, held_out = split_study(dataset, config)
-    return Material(ConversationStream(list(train), config.batch_size, config.seed), list(held_out), len(train))
+    train, held_out, num_unfit = split_study(dataset, config, base.max_positions)
+    stream = ConversationStream(list(train), config.batch_size, config.seed)
+    return Material(stream, list(held_out), len(train), num_unfit)
 
 
 def next_token(

@@ -8,7 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cartridge_core.attention import Kernel, choose_kernel
 from cartridge_core.selfstudy.conversation import Targets
+from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loss import TeacherTokens
 from cartridge_core.training.packing import pack
 
@@ -17,12 +19,18 @@ from cartridge_core.training.packing import pack
 class PackedRows:
     """Several examples behind one Cartridge, in R rows of T tokens.
 
+    The model reads the rows behind each other as one sequence of N tokens: without the padding (`dense`), or with it
+    (`flex`, whose shapes must stay the same).
+
     Attributes:
         token_ids: `[R, T]` int64; padding is token 0.
         index: `[R, T]` int64, how many of the example's own tokens precede each.
-        segment: `[R, T]` int64, which example each token belongs to; -1 for padding.
+        segment: `[R, T]` int64, which example of the row each token belongs to; -1 for padding.
         predicting: `[m]` int64, places in the flattened rows whose logits are compared with `teacher`.
         teacher: The distributions at these places.
+        read_ids: `[1, N]` int64, what the model reads.
+        read_predicting: `[m]` int64, `predicting` as places in that.
+        kernel: What computes the attention.
     """
 
     token_ids: Tensor
@@ -30,6 +38,9 @@ class PackedRows:
     segment: Tensor
     predicting: Tensor
     teacher: TeacherTokens
+    read_ids: Tensor
+    read_predicting: Tensor
+    kernel: Kernel = "dense"
 
 
 def input_length(example: Targets) -> int:
@@ -37,30 +48,77 @@ def input_length(example: Targets) -> int:
     return int(np.flatnonzero(example.assistant_mask)[-1])
 
 
-def pack_rows(examples: Sequence[Targets], max_tokens: int, device: torch.device | str = "cpu") -> list[PackedRows]:
-    """Lay examples out in rows as long as the longest of them.
+def fitting(lengths: npt.NDArray[np.int64], config: TrainingConfig, max_positions: int) -> npt.NDArray[np.bool_]:
+    """Which conversations can be trained on whole: in a row, and in the positions that the Cartridge leaves.
+
+    Args:
+        lengths: Tokens of each conversation.
+        config: Says how long a row and the Cartridge are.
+        max_positions: The model's window in tokens.
+    """
+    # An answer ends the conversation, and its last token is predicted but never read.
+    in_row = lengths - 1 <= config.row_tokens if config.row_tokens is not None else np.full(len(lengths), True)
+    return in_row & (config.num_tokens + lengths <= max_positions)
+
+
+def pack_rows(
+    examples: Sequence[Targets],
+    max_tokens: int,
+    device: torch.device | str = "cpu",
+    *,
+    row_tokens: int | None = None,
+    kernel: Kernel = "dense",
+) -> list[PackedRows]:
+    """Lay examples out in rows. No example is cut.
+
+    Under `dense` a row is as long as the longest example of the batch: padding costs little there, long rows much.
+    Under `flex` every row has `row_tokens` tokens, and every part has as many rows, so that nothing is compiled twice.
 
     Args:
         examples: Each with at least one predicted token, none of them at the very start.
         max_tokens: Tokens of one `PackedRows`, padding included; the rows are parted so that it is kept. A single row
             may exceed it.
         device: Where the tensors are put.
+        row_tokens: Tokens of a row under `flex`; `max_tokens` where nobody says. A longer example makes longer rows.
+        kernel: What will compute the attention.
 
     Returns:
         The rows, in parts small enough to pass through the model at once.
     """
     lengths = [input_length(example) for example in examples]
     capacity = max(lengths)
+    if kernel == "flex":
+        capacity = max(capacity, row_tokens or max_tokens)
     rows = pack(lengths, capacity)
     per_part = max(max_tokens // capacity, 1)
+    height = per_part if kernel == "flex" else 0
     return [
-        _lay_out([[examples[i] for i in row] for row in rows[start : start + per_part]], capacity, device)
+        _lay_out(
+            [[examples[i] for i in row] for row in rows[start : start + per_part]], capacity, height, device, kernel
+        )
         for start in range(0, len(rows), per_part)
     ]
 
 
-def _lay_out(rows: Sequence[Sequence[Targets]], capacity: int, device: torch.device | str) -> PackedRows:
-    shape = (len(rows), capacity)
+def pack_batch(
+    examples: Sequence[Targets], config: TrainingConfig, max_tokens: int, device: torch.device | str = "cpu"
+) -> list[PackedRows]:
+    """Lay a batch out as a run is configured (`pack_rows`), in parts of at most `max_tokens`.
+
+    Every step's batch is packed anew, so that conversations meet others in each epoch.
+
+    Raises:
+        TrainingError: The configured attention cannot be trained with on this device.
+    """
+    kernel = choose_kernel(config.attention, device)
+    return pack_rows(examples, max_tokens, device, row_tokens=config.row_tokens, kernel=kernel)
+
+
+def _lay_out(
+    rows: Sequence[Sequence[Targets]], capacity: int, height: int, device: torch.device | str, kernel: Kernel
+) -> PackedRows:
+    """`height` is the least number of rows."""
+    shape = (max(len(rows), height), capacity)
     token_ids, index = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segment = np.full(shape, -1, np.int64)
     predicting = []
@@ -81,8 +139,18 @@ def _lay_out(rows: Sequence[Sequence[Targets]], capacity: int, device: torch.dev
         _tensor(np.concatenate([e.topk_logprobs for e in packed]), device),
         _tensor(np.concatenate([e.tail_logprob for e in packed]), device),
     )
-    places = _tensor(np.concatenate(predicting), device)
-    return PackedRows(_tensor(token_ids, device), _tensor(index, device), _tensor(segment, device), places, teacher)
+    places = np.concatenate(predicting)
+    read = np.flatnonzero(segment.reshape(-1) >= 0) if kernel == "dense" else np.arange(segment.size)
+    return PackedRows(
+        token_ids=_tensor(token_ids, device),
+        index=_tensor(index, device),
+        segment=_tensor(segment, device),
+        predicting=_tensor(places, device),
+        teacher=teacher,
+        read_ids=_tensor(token_ids.reshape(-1)[read][None], device),
+        read_predicting=_tensor(np.searchsorted(read, places), device),
+        kernel=kernel,
+    )
 
 
 def _tensor(array: npt.NDArray[np.generic], device: torch.device | str) -> Tensor:

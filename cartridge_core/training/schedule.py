@@ -1,8 +1,16 @@
 """The learning rate of each step."""
 
 import math
+from collections.abc import Callable
 
 from cartridge_core.training.config import TrainingConfig
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "constant": lambda done: 1.0,
+}
+"""Name to share of the peak, given the share of the steps after the warm-up that is done."""
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -18,5 +26,4 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    factors = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
-    return config.learning_rate * factors[config.schedule]
+    return config.learning_rate * SCHEDULES[config.schedule](done)

@@ -1,5 +1,7 @@
 """The fp32 tensors that training changes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,9 +12,8 @@ class TrainablePrefix:
     """Master keys and values of a Cartridge in training.
 
     They are fp32 whatever the model's type: at a learning rate of 0.02 most updates of a bf16 key would round to
-    nothing. Each layer's keys, and its values, are one matrix `[num_tokens - num_frozen_tokens,
-    num_kv_heads * head_dim]`, the form in which Muon orthogonalises an update. The frozen head is kept apart and never
-    changes.
+    nothing. Each layer's keys, and its values, are `[num_kv_heads, num_tokens - num_frozen_tokens, head_dim]`. The
+    frozen head is kept apart and never changes.
     """
 
     def __init__(self, initial: PrefixKV, num_frozen_tokens: int, device: torch.device | str = "cpu") -> None:
@@ -33,23 +34,19 @@ class TrainablePrefix:
                 continue
             exact = tensor.detach().to(device=device, dtype=torch.float32, copy=True)
             self._frozen.append(exact[:, :num_frozen_tokens])
-            matrix = exact[:, num_frozen_tokens:].transpose(0, 1).flatten(1).contiguous()
-            self._masters.append(matrix.requires_grad_())
+            self._masters.append(exact[:, num_frozen_tokens:].clone().requires_grad_())
 
     def parameters(self) -> list[Tensor]:
-        """The matrices to train: all layers' keys, then all layers' values."""
+        """The tensors to train: all layers' keys, then all layers' values."""
         return [master for master in self._masters if master is not None]
 
-    def prefix(self) -> PrefixKV:
-        """The whole prefix in fp32, `[num_kv_heads, num_tokens, head_dim]` a layer; gradients flow to the masters."""
-        tensors = [
-            None if frozen is None or master is None else _joined(frozen, master)
-            for frozen, master in zip(self._frozen, self._masters, strict=True)
-        ]
+    def prefix(self, matrices: Sequence[Tensor] | None = None) -> PrefixKV:
+        """The whole prefix in fp32, `[num_kv_heads, num_tokens, head_dim]` a layer; gradients flow to the matrices.
+
+        Args:
+            matrices: Others in the form and order of `parameters()`, such as their average; None for the masters.
+        """
+        inner = iter(self.parameters() if matrices is None else matrices)
+        tensors = [None if frozen is None else torch.cat((frozen, next(inner)), dim=1) for frozen in self._frozen]
         layers = len(tensors) // 2
         return PrefixKV(tensors[:layers], tensors[layers:], self._next_position)
-
-
-def _joined(frozen: Tensor, master: Tensor) -> Tensor:
-    kv_heads, _, head_dim = frozen.shape
-    return torch.cat((frozen, master.view(-1, kv_heads, head_dim).transpose(0, 1)), dim=1)

@@ -172,6 +172,6 @@ def test_scores_in_blocks_are_the_same(each_base: BaseModel, monkeypatch: pytest
     prefix = prefill(each_base, draw.choices(range(10, 400), k=30))
     texts = [draw.choices(range(10, 400), k=length) for length in (9, 14, 3)]
     whole = logits_behind(each_base, prefix, texts)
-    monkeypatch.setattr("cartridge_core.attention._BLOCK", {True: block, False: block})
+    monkeypatch.setattr("cartridge_core.attention.batch_layout._BLOCK", {True: block, False: block})
     for ours, theirs in zip(logits_behind(each_base, prefix, texts), whole, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)

@@ -10,7 +10,7 @@ from cartridge_core.corpus import Corpus, Document
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.inference.generate import GenerationConfig, generate
 from cartridge_core.inference.prefix import prefill
-from cartridge_core.models import BaseModel
+from cartridge_core.models import BaseModel, load_base_model
 from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.selfstudy.conversation import Sample, Targets
@@ -20,6 +20,7 @@ from cartridge_core.selfstudy.shard import shard_file, write_shard
 from cartridge_core.training.config import TrainingConfig
 
 Study = Callable[..., ConversationDataset]
+StudyFolder = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +47,10 @@ def targets(base: BaseModel, question: str, generation: object) -> Targets:
 
 
 @pytest.fixture(scope="session")
-def make_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """`make_study(base, corpus, count)`: a dataset on disk, loaded back."""
+def make_study_folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """`make_study_folder(base, corpus, count)`: a dataset on disk."""
 
-    def make(base: BaseModel, corpus: Corpus, count: int = 40, top_k: int = 8) -> ConversationDataset:
+    def make(base: BaseModel, corpus: Corpus, count: int = 40, top_k: int = 8) -> Path:
         folder: Path = tmp_path_factory.mktemp("study")
         questions = [f"What is the ward of patient {i}?" + " Say it again." * (i % 4) for i in range(count)]
         prompts = [
@@ -67,9 +68,15 @@ def make_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         ]
         write_shard(folder / shard_file(0), samples, plan.digest)
         DatasetManifest.of_folder(folder, plan).save(folder)
-        return ConversationDataset.load(folder)
+        return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_study(make_study_folder: StudyFolder) -> Study:
+    """`make_study(base, corpus, count)`: a dataset on disk, loaded back."""
+    return lambda *args, **kwargs: ConversationDataset.load(make_study_folder(*args, **kwargs))
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +84,25 @@ def study(make_study: Study, base: BaseModel, corpus: Corpus) -> ConversationDat
     return make_study(base, corpus)
 
 
+@pytest.fixture(scope="session")
+def model(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model on disk, for processes that load it."""
+    folder: Path = tmp_path_factory.mktemp("models") / "tiny"
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def study_folder(model: Path, corpus: Corpus, make_study_folder: StudyFolder) -> Path:
+    """A study of the model on disk, as processes that load it know it."""
+    return make_study_folder(load_base_model(model, device="cpu"), corpus)
+
+
 @pytest.fixture
 def config() -> TrainingConfig:
     return TrainingConfig(
+        optimizer="adamw",
         num_tokens=8,
         steps=30,
         warmup_steps=3,

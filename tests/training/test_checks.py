@@ -60,13 +60,23 @@ def test_attention_matching_needs_conversations(check: Callable[..., None], conf
 def test_a_cartridge_longer_than_the_window(
     check: Callable[..., None], study: ConversationDataset, config: TrainingConfig
 ) -> None:
-    longest = int(study.lengths.max())
-    check(max_positions=config.num_tokens + longest)
+    shortest = int(study.lengths.min())
+    assert shortest < study.lengths.max()
+    check(max_positions=config.num_tokens + shortest)
     with pytest.raises(TrainingError, match=f"at most {config.num_tokens - 1} tokens"):
-        check(max_positions=config.num_tokens + longest - 1)
+        check(max_positions=config.num_tokens + shortest - 1)
     next_token = config.model_copy(update={"objective": "next_token", "num_tokens": 1000, "window_tokens": 100})
     with pytest.raises(TrainingError, match="1024 positions"):
         check(config=next_token, dataset=None)
+
+
+def test_rows_shorter_than_every_conversation(
+    check: Callable[..., None], study: ConversationDataset, config: TrainingConfig
+) -> None:
+    shortest = int(study.lengths.min())
+    check(config=config.model_copy(update={"row_tokens": shortest - 1}))
+    with pytest.raises(TrainingError, match=f"a row of {shortest - 2} tokens: the shortest has {shortest}"):
+        check(config=config.model_copy(update={"row_tokens": shortest - 2}))
 
 
 def test_objective_and_dataset_go_together(check: Callable[..., None], config: TrainingConfig) -> None:

@@ -7,8 +7,8 @@ from cartridge_core.training.optimizer import OPTIMIZERS
 
 
 def test_learning_rate_depends_on_the_optimizer_unless_stated() -> None:
-    assert TrainingConfig(num_tokens=8).learning_rate == 0.02
-    assert TrainingConfig(num_tokens=8, optimizer="muon").learning_rate == 0.5
+    assert TrainingConfig(num_tokens=8, optimizer="adamw").learning_rate == 0.02
+    assert TrainingConfig(num_tokens=8).learning_rate == 1.0
     assert TrainingConfig(num_tokens=8, optimizer="muon", learning_rate=0.3).learning_rate == 0.3
 
 
@@ -22,6 +22,12 @@ def test_learning_rate_depends_on_the_optimizer_unless_stated() -> None:
         {"num_tokens": 4, "steps": 5, "warmup_steps": 5},
         {"num_tokens": 4, "held_out_fraction": 0.0},
         {"num_tokens": 4, "learning_rte": 0.1},
+        {"num_tokens": 4, "attention": "sdpa"},
+        {"num_tokens": 4, "temperature": 0.0},
+        {"num_tokens": 4, "loss_chunk_tokens": 0},
+        {"num_tokens": 4, "row_tokens": 4096, "micro_batch_tokens": 2048},
+        {"num_tokens": 4, "objective": "next_token", "temperature": 2.0},
+        {"num_tokens": 4, "objective": "next_token", "row_tokens": 100, "window_tokens": 256},
     ],
 )
 def test_wrong_values_are_refused(wrong: dict[str, object]) -> None:
@@ -30,7 +36,7 @@ def test_wrong_values_are_refused(wrong: dict[str, object]) -> None:
 
 
 def test_digest_names_every_field() -> None:
-    assert TrainingConfig(num_tokens=8).digest == TrainingConfig(num_tokens=8, learning_rate=0.02).digest
+    assert TrainingConfig(num_tokens=8).digest == TrainingConfig(num_tokens=8, learning_rate=1.0).digest
     assert TrainingConfig(num_tokens=8).digest != TrainingConfig(num_tokens=8, seed=1).digest
 
 

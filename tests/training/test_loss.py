@@ -103,3 +103,43 @@ def test_half_precision_logits_are_summed_in_fp32() -> None:
     loss = cross_entropy(logits, teacher)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, cross_entropy(logits.float(), teacher))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_flattens_the_outcomes_of_both_sides(temperature: float) -> None:
+    logits, teacher = torch.randn(M, VOCAB, generator=torch.Generator().manual_seed(1)), known(full_teacher())
+    total = 0.0
+    for row in range(M):
+        student = logits[row].double().softmax(dim=0)
+        top = student[teacher.topk_ids[row]]
+        coarse = torch.cat((top, 1 - top.sum()[None])) ** (1 / temperature)
+        wanted = teacher.outcomes()[row].double().exp() ** (1 / temperature)
+        total += float(-(wanted / wanted.sum() * (coarse / coarse.sum()).log()).sum()) * temperature**2
+    assert cross_entropy(logits, teacher, temperature).sum().item() == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_at_every_temperature_the_teacher_itself_is_best(temperature: float) -> None:
+    full = full_teacher()
+    teacher = known(full)
+    logits = full.clone().requires_grad_()
+    divergence = cross_entropy(logits, teacher, temperature) - teacher.entropy(temperature)
+    torch.testing.assert_close(divergence, torch.zeros(M), atol=1e-5, rtol=0)
+    divergence.sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.zeros(M, VOCAB), atol=1e-5, rtol=0)
+    other = cross_entropy(full_teacher(seed=2), teacher, temperature) - teacher.entropy(temperature)
+    assert (other > 0.01).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_gradient_is_that_of_the_formula(temperature: float) -> None:
+    """Against plain operations under autograd, in fp32 as the loss is."""
+    teacher = known(full_teacher())
+    logits = torch.randn(M, VOCAB, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    top = logits.gather(1, teacher.topk_ids)
+    rest = logits.scatter(1, teacher.topk_ids, -torch.inf).logsumexp(dim=1, keepdim=True)
+    student = (torch.cat((top, rest), dim=1).log_softmax(dim=1) / temperature).log_softmax(dim=1)
+    wanted = -(teacher.outcomes(temperature).exp() * student).sum() * temperature**2
+    seen = cross_entropy(logits, teacher, temperature).sum()
+    torch.testing.assert_close(torch.autograd.grad(seen, logits), torch.autograd.grad(wanted, logits))

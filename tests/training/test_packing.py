@@ -2,9 +2,11 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from cartridge_core.selfstudy.conversation import Targets
-from cartridge_core.training.packed_rows import pack_rows
+from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.packed_rows import fitting, pack_rows
 from cartridge_core.training.packing import pack
 
 
@@ -55,3 +57,38 @@ def test_a_batch_is_parted_by_tokens() -> None:
     parts = pack_rows(examples, max_tokens=25)
     assert [len(part.token_ids) for part in parts] == [2, 2, 2, 1]
     assert sum(len(part.teacher) for part in parts) == 42
+
+
+def test_constant_rows_for_flex() -> None:
+    parts = pack_rows([example(5, 6, 100 * i) for i in range(7)], max_tokens=60, kernel="flex", row_tokens=30)
+    assert [tuple(part.token_ids.shape) for part in parts] == [(2, 30), (2, 30)]
+    # Padding is read too, a whole row of it included.
+    assert [part.read_ids.shape[1] for part in parts] == [60, 60]
+    assert (parts[1].segment[1] == -1).all()
+    for part in parts:
+        assert torch.equal(part.read_ids[0, part.read_predicting], part.token_ids.flatten()[part.predicting])
+    # No example is cut: a longer one makes longer rows.
+    (long,) = pack_rows([example(5, 40)], max_tokens=60, kernel="flex", row_tokens=30)
+    assert long.token_ids.shape == (1, 44)
+
+
+def test_dense_rows_are_read_without_padding() -> None:
+    (rows,) = pack_rows([example(3, 3), example(2, 2, 200)], max_tokens=1000)
+    assert rows.read_ids.tolist() == [[100, 101, 102, 103, 104, 200, 201, 202]]
+    assert rows.read_ids[0, rows.read_predicting].tolist() == [102, 103, 104, 201, 202]
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "max_positions", "fits"),
+    [
+        (None, 1000, [True, True, True]),
+        (19, 1000, [True, True, False]),
+        (18, 1000, [True, False, False]),
+        (None, 38, [True, True, True]),
+        (None, 37, [True, True, False]),
+    ],
+)
+def test_what_fits(row_tokens: int | None, max_positions: int, fits: list[bool]) -> None:
+    # The last token of an answer is predicted, never read: it needs no place in a row.
+    config = TrainingConfig(num_tokens=8, row_tokens=row_tokens)
+    assert fitting(np.array([3, 20, 30]), config, max_positions).tolist() == fits

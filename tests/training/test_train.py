@@ -1,6 +1,7 @@
 """Training as a whole, on a tiny model with a real teacher."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from cartridge_core.initialization.first_tokens import first_tokens
 from cartridge_core.initialization.source import InitializationSource
 from cartridge_core.models import BaseModel
 from cartridge_core.rendering import prefix_token_ids
-from cartridge_core.training import loop
+from cartridge_core.training import step
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.curve import LossCurve
+from cartridge_core.training.distillation import LossSum, packed_loss
 from cartridge_core.training.loop import train
 from cartridge_core.training.loss import cross_entropy
 from cartridge_core.training.packed_attention import packed_logits
@@ -26,7 +28,7 @@ from cartridge_core.training.packed_rows import pack_rows
 from cartridge_core.training.trainable_prefix import TrainablePrefix
 
 
-@pytest.mark.parametrize(("optimizer", "learning_rate"), [("adamw", 0.05), ("muon", 1.0)])
+@pytest.mark.parametrize(("optimizer", "learning_rate"), [("adamw", 0.05), ("muon", 0.5)])
 def test_held_out_divergence_falls(
     base: BaseModel,
     corpus: Corpus,
@@ -51,7 +53,7 @@ def test_held_out_divergence_falls(
     assert manifest.base_model == base.identity
     assert Cartridge.load(tmp_path / "cartridge").digest == result.cartridge.digest
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cartridge", "curve.jsonl", "curve.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cartridge", "curve.jsonl", "curve.png", "result.json"]
 
 
 def test_the_first_token_is_frozen_and_all_others_move(
@@ -91,7 +93,7 @@ def test_micro_batches_give_the_mean_over_all_tokens(
         tokens = sum(len(part.teacher) for part in parts)
         loss = 0.0
         for part in parts:
-            share = cross_entropy(packed_logits(base, prefix.prefix(), part), part.teacher).sum() / tokens
+            share = packed_loss(base, prefix.prefix(), part).loss / tokens
             share.backward()
             loss += share.item()
         return loss, [parameter.grad for parameter in prefix.parameters() if parameter.grad is not None]
@@ -177,12 +179,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
 ) -> None:
     taken = []
 
-    def breaks(logits: torch.Tensor, teacher: object) -> torch.Tensor:
+    def breaks(*args: object, **kwargs: object) -> LossSum:
         taken.append(1)
-        loss = cross_entropy(logits, teacher)  # type: ignore[arg-type]
-        return loss * float("nan") if len(taken) == 15 else loss
+        sums = packed_loss(*args, **kwargs)  # type: ignore[arg-type]
+        return replace(sums, loss=sums.loss * float("nan")) if len(taken) == 15 else sums
 
-    monkeypatch.setattr(loop, "cross_entropy", breaks)
+    monkeypatch.setattr(step, "packed_loss", breaks)
     with pytest.raises(TrainingError, match=r"step 15 with learning rate 0\.0\d+: loss nan") as caught:
         train(base, corpus, study, config, tmp_path)
     (kept,) = (tmp_path / "best").iterdir()
@@ -220,6 +222,40 @@ def test_bfloat16_products_train_as_well(
     assert rough.cartridge.manifest.tensors_sha256 != exact.cartridge.manifest.tensors_sha256
     assert rough.best.kl == pytest.approx(exact.best.kl, rel=0.1)
     assert [p.loss for p in rough.curve.train[:5]] == pytest.approx([p.loss for p in exact.curve.train[:5]], rel=0.02)
+
+
+def test_what_does_not_fit_is_left_out_and_counted(
+    base: BaseModel, corpus: Corpus, study: ConversationDataset, config: TrainingConfig, tmp_path: Path
+) -> None:
+    longest = int(study.lengths.max())
+    too_long = int((study.lengths > longest - 8).sum())
+    assert 0 < too_long < len(study) / 2
+    config = config.model_copy(update={"steps": 4, "row_tokens": longest - 9})
+    result = train(base, corpus, study, config, tmp_path / "row")
+    assert result.num_unfit == too_long
+    assert result.num_examples + result.num_held_out + result.num_unfit == len(study)
+
+    narrow = replace(base, max_positions=config.num_tokens + longest - 8)
+    config = config.model_copy(update={"row_tokens": None})
+    behind = train(narrow, corpus, study, config, tmp_path / "window")
+    assert behind.num_unfit == too_long
+    # The same ones are left, so the same is learnt.
+    assert [p.loss for p in behind.curve.train] == [p.loss for p in result.curve.train]
+    assert train(base, corpus, study, config, tmp_path / "all").num_unfit == 0
+
+
+def test_options_of_the_loss_reach_it(
+    base: BaseModel, corpus: Corpus, study: ConversationDataset, config: TrainingConfig, tmp_path: Path
+) -> None:
+    config = config.model_copy(update={"steps": 4})
+    plain = train(base, corpus, study, config, tmp_path / "a").curve
+    chunked = train(base, corpus, study, config.model_copy(update={"loss_chunk_tokens": 7}), tmp_path / "b").curve
+    assert [p.loss for p in chunked.train] == pytest.approx([p.loss for p in plain.train], rel=1e-4)
+    hot = train(base, corpus, study, config.model_copy(update={"temperature": 2.0}), tmp_path / "c").curve
+    # Trained at another temperature, judged at the same.
+    assert hot.train[0].kl != pytest.approx(plain.train[0].kl, rel=0.01)
+    assert hot.held_out[0].kl == pytest.approx(plain.held_out[0].kl, rel=1e-6)
+    assert hot.held_out[-1].kl < hot.held_out[0].kl
 
 
 def test_every_family_of_models_trains(

@@ -23,9 +23,9 @@ def test_starts_exactly_where_it_is_told(frozen: int) -> None:
             assert torch.equal(before.float(), after)
 
 
-def test_masters_are_one_matrix_for_keys_and_one_for_values_of_each_layer() -> None:
+def test_masters_are_one_tensor_for_keys_and_one_for_values_of_each_layer() -> None:
     parameters = TrainablePrefix(initial(), 1).parameters()
-    assert [tuple(parameter.shape) for parameter in parameters] == [(4, 6)] * 4
+    assert [tuple(parameter.shape) for parameter in parameters] == [(2, 4, 3)] * 4
     assert all(parameter.is_leaf and parameter.requires_grad for parameter in parameters)
 
 
@@ -36,8 +36,8 @@ def test_a_gradient_reaches_its_token_and_head() -> None:
     key[1, 2].sum().backward()
     gradient = prefix.parameters()[0].grad
     assert gradient is not None
-    expected = torch.zeros(4, 6)
-    expected[1, 3:] = 1  # the third token is the second that is trained; the second head has the last three columns
+    expected = torch.zeros(2, 4, 3)
+    expected[1, 1] = 1  # the third token is the second that is trained
     assert torch.equal(gradient, expected)
 
 

@@ -1,0 +1,100 @@
+"""The layout of training on a GPU: packed rows as one sequence, through FlexAttention and a block mask."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+Attend = Callable[..., Tensor]
+
+
+@cache
+def _compiled() -> Attend:
+    # Static shapes: rows have a constant length, so there is one kernel for each combination of mask and cap.
+    attend: Attend = torch.compile(flex_attention, dynamic=False)
+    return attend
+
+
+class FlexLayout:
+    """All rows behind each other, padding included, so that shapes stay the same from step to step.
+
+    Blocks of 128 x 128 scores in which nothing is seen are skipped: a text costs its own length squared, and the prefix
+    once for each token. FlexAttention: arXiv 2412.05496.
+    """
+
+    scale_keys = True
+
+    def __init__(self, num_prefix_tokens: int, index: Tensor, segment: Tensor) -> None:
+        """Lay rows out.
+
+        Args:
+            num_prefix_tokens: Length n of the prefix.
+            index: `[R, T]`, how many of its text's own tokens precede each token.
+            segment: `[R, T]`, which text of the row each token belongs to; -1 for padding.
+        """
+        self._count = num_prefix_tokens
+        self._index = index.flatten()
+        # Texts of different rows are different texts.
+        row = torch.arange(len(segment), device=segment.device)[:, None] * (segment.shape[1] + 1)
+        self._segment = torch.where(segment < 0, -1, segment + row).flatten()
+        self._masks: dict[int | None, BlockMask] = {}
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], window: int | None, cap: float
+    ) -> Tensor:
+        """See `interface.Layout`; B is 1, T and S are all places of all rows."""
+        keys, values = (torch.cat((side[None], own), dim=2) for side, own in zip(prefix, (key, value), strict=True))
+        compiled = query.device.type == "cuda"
+        attend: Attend = _compiled() if compiled else flex_attention
+        out = attend(
+            query.contiguous(),
+            keys,
+            values,
+            score_mod=_capped(cap) if cap else None,
+            block_mask=self._mask(window, compiled),
+            scale=1.0,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out.transpose(1, 2).contiguous()
+
+    def _mask(self, window: int | None, compiled: bool) -> BlockMask:
+        if window not in self._masks:
+            size = len(self._index)
+            self._masks[window] = create_block_mask(
+                _visible(self._count, self._index, self._segment, window),
+                B=None,
+                H=None,
+                Q_LEN=size,
+                KV_LEN=self._count + size,
+                device=self._index.device,
+                _compile=compiled,
+            )
+        return self._masks[window]
+
+
+def _visible(count: int, index: Tensor, segment: Tensor, window: int | None) -> Callable[..., Tensor]:
+    # Keys of the prefix get a text of their own, so that no index is out of range.
+    owner = torch.cat((segment.new_full((count,), -2), segment))
+    place = torch.cat((torch.arange(count, device=index.device) - count, index))
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # A padding query sees padding before it, itself included: a query that saw nothing would make NaN.
+        own = (owner[key] == segment[query]) & (key - count <= query)
+        seen = (key < count) | own
+        if window is not None:
+            near = (index[query] - place[key] < window) & seen
+            # Padding has no place in a text.
+            return near | (own & (segment[query] < 0))
+        return seen
+
+    return visible
+
+
+@cache
+def _capped(cap: float) -> Callable[..., Tensor]:
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return capped

@@ -1,0 +1,46 @@
+"""What quantisation costs on the conversations that training held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cartridge_core.settings import Settings
+from cartridge_core.stages.fit import FittedCartridge
+from cartridge_core.stages.ingest import IngestedCorpus
+from cartridge_core.stages.model import borrowed_model
+from cartridge_core.stages.study import StudiedDataset
+from cartridge_core.training.config import TrainingConfig
+
+
+def held_out_kl(
+    settings: Settings,
+    corpus: IngestedCorpus,
+    dataset: StudiedDataset | None,
+    cartridge: FittedCartridge,
+    storages: Sequence[str],
+    model: str | None = None,
+) -> dict[str, float]:
+    """Divergence from the teacher on the examples that picked the Cartridge's best step.
+
+    Args:
+        settings: Store, device, default model.
+        corpus: What the Cartridge stands in for.
+        dataset: What it was distilled from; None for a next-token Cartridge.
+        cartridge: The exact Cartridge.
+        storages: Keys of `manifest.STORAGE`.
+        model: Hub id or folder; None for the settings' own.
+
+    Returns:
+        Nats a token: of the `exact` Cartridge, and of it quantised to each storage.
+    """
+    from cartridge_core.training.held_out import HeldOut
+    from cartridge_core.training.micro_batch import MicroBatch
+    from cartridge_core.training.objective import OBJECTIVES
+
+    config = TrainingConfig.model_validate(cartridge.product.inputs["config"])
+    exact = cartridge.load()
+    with borrowed_model(settings, model) as base:
+        material = OBJECTIVES[config.objective](base, corpus.load(), dataset.load() if dataset else None, config)
+        held_out = HeldOut(base, material.held_out, config)
+        stored = {"exact": exact} | {storage: exact.quantized(storage) for storage in storages}
+        return {name: held_out.score(each, MicroBatch(config.micro_batch_tokens)).kl for name, each in stored.items()}

@@ -1,0 +1,101 @@
+"""The gradient of one optimizer step: a batch in parts, accumulated over parts and ranks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cartridge_core.models import BaseModel
+from cartridge_core.selfstudy.conversation import Targets
+from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.distillation import packed_loss
+from cartridge_core.training.layer_modes import recomputed_activations
+from cartridge_core.training.packed_rows import PackedRows, input_length, pack_batch
+from cartridge_core.training.precision import training_precision
+from cartridge_core.training.ranks import Ranks
+from cartridge_core.training.state import TrainingState
+from cartridge_core.training.trainable_prefix import TrainablePrefix
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """What a batch of all ranks says before the masters are changed."""
+
+    loss: float
+    """Cross-entropy against the teacher, nats a predicted token."""
+    entropy: float
+    """The teacher's own, nats a predicted token."""
+    grad_norm: float
+    """Of all keys and values, before clipping."""
+    tokens: int
+    """Predicted tokens."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def batch_gradient(
+    base: BaseModel, state: TrainingState, examples: Sequence[Targets], config: TrainingConfig, ranks: Ranks
+) -> BatchLoss:
+    """Put a batch's clipped gradient into the masters' `grad`; the masters themselves stay as they are.
+
+    It is that of one mean over all predicted tokens of the batch, however many parts and ranks share them: a part's own
+    mean would weigh short answers more.
+
+    Args:
+        base: The frozen model.
+        state: Whose masters get the gradient; its micro-batch is halved when memory runs out.
+        examples: The whole batch, the same on every rank; each computes its share.
+        config: Precision and clipping.
+        ranks: Who computes.
+
+    Raises:
+        TrainingError: Memory ran out again after the micro-batch had been halved.
+    """
+    tokens = sum(int(example.assistant_mask.sum()) for example in examples)
+    own = ranks.share(examples)
+    sums = torch.zeros(2, device=base.device)
+
+    def accumulate(micro_batch_tokens: int) -> None:
+        state.optimizer.zero_grad(set_to_none=True)
+        sums.zero_()
+        parts = pack_batch(own, config, micro_batch_tokens, base.device) if own else []
+        for part in parts:
+            sums.add_(_backward(base, state.prefix, part, tokens, config))
+        if ranks.lockstep:
+            # The others cannot pass their layers without this rank's share of the weights.
+            (idle,) = pack_batch([examples[0]], config, micro_batch_tokens, base.device)
+            for _ in range(ranks.most(len(parts), base.device) - len(parts)):
+                _backward(base, state.prefix, idle, math.inf, config)
+
+    with recomputed_activations(base, config.activation_checkpointing):
+        if ranks.lockstep:
+            # One rank alone cannot repeat a pass that all make together.
+            accumulate(state.micro_batch.tokens)
+        else:
+            state.micro_batch.run(accumulate, most=sum(input_length(example) for example in own))
+    masters = state.prefix.parameters()
+    for master in masters:
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+    ranks.sum([sums, *(master.grad for master in masters if master.grad is not None)])
+    norm = torch.nn.utils.clip_grad_norm_(masters, config.max_grad_norm)
+    loss, entropy = sums.tolist()
+    return BatchLoss(loss, entropy, float(norm), tokens)
+
+
+def _backward(
+    base: BaseModel, prefix: TrainablePrefix, part: PackedRows, tokens: float, config: TrainingConfig
+) -> Tensor:
+    """Add a part's gradient to the masters' and return its share of loss and entropy, `[2]`."""
+    with training_precision(base, config):
+        sums = packed_loss(
+            base, prefix.prefix(), part, temperature=config.temperature, chunk_tokens=config.loss_chunk_tokens
+        )
+    share = sums.loss / tokens
+    share.backward()
+    return torch.stack((share.detach(), sums.entropy / tokens))

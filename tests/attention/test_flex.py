@@ -1,0 +1,64 @@
+"""FlexAttention's layout gives what the dense one gives. Here it runs uncompiled; tests/gpu has the compiled kernels.
+
+On a CPU torch offers no gradient of FlexAttention. Its reference implementation has one all the same, behind a check
+that these tests go around: it shows the mask and the cap to be right in the backward pass, not the CUDA kernel.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch.nn.attention.flex_attention as torch_flex
+
+from cartridge_core.attention import choose_kernel
+from cartridge_core.errors import TrainingError
+from cartridge_core.models import BaseModel
+from cartridge_core.training.packed_rows import pack_rows
+from tests.training.test_packed_attention import build
+from tests.unpacked import check_equal, examples
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+def test_forward_equals_unpacked(each_base: BaseModel) -> None:
+    check_equal(each_base, kernel="flex", gradients=False)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3n", "phi3"])
+def test_forward_equals_unpacked_in_other_families(kind: str) -> None:
+    check_equal(build(kind), kernel="flex", gradients=False)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3n"])
+def test_the_reference_backward_equals_unpacked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
+    check_equal(build(kind), kernel="flex")
+
+
+def test_several_rows_are_blind_to_each_other(tiny_base: Callable[[str], BaseModel]) -> None:
+    # Two rows of 40: with one mask over both, a text of the second must not see the first.
+    check_equal(tiny_base("llama"), kernel="flex", gradients=False, row_tokens=36)
+
+
+def test_shapes_are_the_same_from_batch_to_batch() -> None:
+    shapes = {
+        (part.token_ids.shape, part.read_ids.shape)
+        for some in (examples(), examples()[:2], examples() * 5)
+        for part in pack_rows(some, 96, kernel="flex", row_tokens=48)
+    }
+    assert shapes == {((2, 48), (1, 96))}
+
+
+def test_the_kernel_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_kernel("auto", "cpu") == choose_kernel("dense", "cpu") == choose_kernel("dense", "cuda") == "dense"
+    with pytest.raises(TrainingError, match=r"no gradient on a cpu device.*'auto' or 'dense'"):
+        choose_kernel("flex", "cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert choose_kernel("auto", "cuda:0") == choose_kernel("flex", "cuda") == "flex"
+
+
+def test_a_fallback_on_a_gpu_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="Triton is not installed.*several times slower"):
+        assert choose_kernel("auto", "cuda") == "dense"
+    with pytest.raises(TrainingError, match="Triton is not installed"):
+        choose_kernel("flex", "cuda")
