@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,8 @@ class FlexLayout:
         """See `interface.Layout`; B is 1, T and S are all places of all rows."""
         keys, values = (torch.cat((side[None], own), dim=2) for side, own in zip(prefix, (key, value), strict=True))
         compiled = query.device.type == "cuda"
-        attend: Attend = _compiled() if compiled else flex_attention
-        out = attend(
+        attend: Any = _compiled() if compiled else flex_attention
+        out: Tensor = attend(
             query.contiguous(),
             keys,
             values,

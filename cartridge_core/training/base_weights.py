@@ -1,6 +1,7 @@
 """The frozen base model, its weights held in the type that training is configured for."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class _Product(torch.autograd.Function):
         return gradient @ (weight.to(scale.dtype) * scale), None, None, None
 
 
-def hold_in_float8(model: nn.Module) -> None:
+def hold_in_float8(model: Any) -> None:
     """Replace a model's linear layers; embeddings, norms and the head stay as they are."""
     # The head's weight is often the embedding's too, and its rounding would go straight into every probability.
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
