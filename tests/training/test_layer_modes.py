@@ -10,11 +10,11 @@ from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.models import BaseModel
 from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.initial import initial_prefix
 from cartridge_core.training.layer_modes import recomputed_activations
 from cartridge_core.training.loop import train
 from cartridge_core.training.objective import distillation
 from cartridge_core.training.ranks import Ranks
-from cartridge_core.training.run import initial_prefix
 from cartridge_core.training.state import TrainingState
 from cartridge_core.training.step import batch_gradient
 
@@ -24,7 +24,7 @@ Study = Callable[..., ConversationDataset]
 def gradient(
     base: BaseModel, corpus: Corpus, study: ConversationDataset, config: TrainingConfig
 ) -> tuple[float, list[torch.Tensor]]:
-    state = TrainingState(initial_prefix(base, corpus, config), config, base.device)
+    state = TrainingState(initial_prefix(base, corpus, study, config), config, base.device)
     batch = distillation(base, corpus, study, config).stream.batch(0)
     loss = batch_gradient(base, state, batch, config, Ranks())
     return loss.loss, [master.grad for master in state.prefix.parameters() if master.grad is not None]
