@@ -92,7 +92,7 @@ def train(
     version: Version = "",
     model: Model = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and order.")] = None,
-    optimizer: Annotated[Literal["adamw", "muon"] | None, typer.Option(help="Default: adamw.")] = None,
+    optimizer: Annotated[Literal["adamw", "muon"] | None, typer.Option(help="Default: muon.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: 100.")] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that train together, with a GPU each where there are GPUs.")
