@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from cartridge_core.cartridge import PrefixKV
 from cartridge_core.models import BaseModel
-from cartridge_core.training.head import Head, head_of
+from cartridge_core.training.head import Head, head_of, is_parted
 from cartridge_core.training.loss import TeacherTokens, cross_entropy
 from cartridge_core.training.packed_attention import packed_hidden, packed_logits
 from cartridge_core.training.packed_rows import PackedRows
@@ -58,14 +58,17 @@ def packed_loss(
     Raises:
         UnsupportedModelError: A layer of the model attends though the prefix holds no keys for it.
     """
-    head = head_of(base)
-    if head is None:
+    parted = is_parted(base)
+    head = None if parted else head_of(base)
+    if head is None and not parted:
         warnings.warn(
             f"The head of {base.identity.id} is of an unknown kind: the logits of a whole micro-batch are computed at "
             "once. Choose smaller micro-batches if memory runs out.",
             RuntimeWarning,
             stacklevel=2,
         )
+    if head is None:
+        # Of weights that are parted over ranks (FSDP2) only the model's own forward pass gathers the head's.
         loss = cross_entropy(packed_logits(base, prefix, rows), rows.teacher, temperature).sum()
     else:
         hidden = packed_hidden(base, prefix, rows)

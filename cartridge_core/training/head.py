@@ -15,6 +15,11 @@ Head = Callable[[Tensor], Tensor]
 _KNOWN: "WeakKeyDictionary[torch.nn.Module, Head | None]" = WeakKeyDictionary()
 
 
+def is_parted(base: BaseModel) -> bool:
+    """Whether the model's weights are parted over processes, so that a module by itself holds but a share."""
+    return any(hasattr(parameter, "device_mesh") for parameter in base.model.get_output_embeddings().parameters())
+
+
 def head_of(base: BaseModel) -> Head | None:
     """The head with all that the model does to its logits: scaling (Cohere, Granite), soft-capping (Gemma).
 

@@ -205,16 +205,16 @@ def test_after_a_loss_that_is_not_finite_the_checkpoints_stay(
     run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cartridge_core.training import step
-    from cartridge_core.training.loss import cross_entropy
+    from cartridge_core.training.distillation import LossSum, packed_loss
 
     taken: list[int] = []
 
-    def breaks(logits: torch.Tensor, teacher: object) -> torch.Tensor:
+    def breaks(*args: object, **kwargs: object) -> LossSum:
         taken.append(1)
-        loss = cross_entropy(logits, teacher)  # type: ignore[arg-type]
-        return loss * float("inf") if len(taken) == 8 else loss
+        sums = packed_loss(*args, **kwargs)  # type: ignore[arg-type]
+        return replace(sums, loss=sums.loss * float("inf")) if len(taken) == 8 else sums
 
-    monkeypatch.setattr(step, "cross_entropy", breaks)
+    monkeypatch.setattr(step, "packed_loss", breaks)
     with pytest.raises(TrainingError, match=r"step 8 with learning rate .* best Cartridge until then, of step 6"):
         run()
     assert Checkpoints(tmp_path / "run", 2).steps() == [6, 4]
