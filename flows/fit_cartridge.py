@@ -9,7 +9,7 @@ from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.fit import fit
 from cartridge_core.stages.ingest import find_corpus
-from cartridge_core.stages.initial import initialization_fields
+from cartridge_core.stages.initialization_fields import initialization_fields
 from cartridge_core.stages.size import default_num_tokens
 from cartridge_core.stages.study import find_dataset
 from cartridge_core.training.config import TrainingConfig

@@ -1,6 +1,6 @@
 """Where stock models call us: an attention registered with transformers, and the layouts it attends in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,17 +67,22 @@ class _Active:
 _ACTIVE: ContextVar[_Active | None] = ContextVar("cartridge_prefix", default=None)
 
 
+def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Make an attention known to transformers, with the masks that its `sdpa` gets."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
 def install(model: "PreTrainedModel") -> None:
     """Let a model attend behind a shared prefix, once; without one it computes as under transformers' `sdpa`.
 
     Raises:
         UnsupportedModelError: The model does not call transformers' attention interface.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    register(NAME, _attention)
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise UnsupportedModelError(

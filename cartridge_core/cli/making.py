@@ -19,9 +19,9 @@ from cartridge_core.stages.build import EVALUATION
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.fit import FittedCartridge, find_cartridge, fit
 from cartridge_core.stages.grade import ALL_BASELINES, grade
-from cartridge_core.stages.held_out import held_out_kl
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus
-from cartridge_core.stages.initial import initialization_fields
+from cartridge_core.stages.initialization_fields import initialization_fields
+from cartridge_core.stages.quantization_cost import held_out_kl
 from cartridge_core.stages.questions import exam
 from cartridge_core.stages.registered import RegisteredCartridge, find_registered
 from cartridge_core.stages.size import default_num_tokens

@@ -8,7 +8,7 @@ It is read by torch's restricted unpickler, which knows tensors and plain contai
 file names, `ParameterList`, is answered with an inert stand-in: no code of the file's choice runs, not even torch's.
 """
 
-import pickle
+import pickle  # for the name of its error: nothing is unpickled with it
 import re
 import struct
 from pathlib import Path

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cartridge_core.attention.interface import register
+from cartridge_core.errors import UnsupportedModelError
 from cartridge_core.models import BaseModel
 
 NAME = "cartridge_reference_queries"
@@ -106,11 +108,7 @@ def walk_layers(base: BaseModel, texts: Sequence[Sequence[int]], first_position:
 
 @contextmanager
 def _walking(active: _Active) -> Iterator[None]:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    register(NAME, _attention)
     model = active.base.model
     before = model.config._attn_implementation
     token = _ACTIVE.set(active)
@@ -133,6 +131,12 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """`query` is `[B, heads, T, d]`, `key` and `value` are `[B, kv heads, T, d]`; returns `[B, T, heads, d]`."""
     active = _ACTIVE.get()
+    if kwargs.get("softcap"):
+        # The closed form matches plain exponentials of scores; fitted on those, the values would be silently wrong.
+        raise UnsupportedModelError(
+            f"{active.base.identity.id} caps its attention scores, which attention matching does not know.",
+            "Choose another initialisation.",
+        )
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention that has a cache knows its layer
     batch, heads, length, dim = query.shape
     kv_heads = key.shape[1]

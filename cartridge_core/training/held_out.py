@@ -13,9 +13,7 @@ from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.distillation import packed_loss
 from cartridge_core.training.micro_batch import MicroBatch
 from cartridge_core.training.packed_rows import PackedRows, input_length, pack_batch
-from cartridge_core.training.ranks import Ranks
-
-ALONE = Ranks()
+from cartridge_core.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import CartridgeError, TrainingError
-from cartridge_core.models import identify, load_tokenizer, read_layout
+from cartridge_core.models import load_tokenizer, read_layout
 from cartridge_core.rendering import template_digest
 from cartridge_core.training.base_weights import load_frozen_model
 from cartridge_core.training.checks import check_inputs
@@ -51,10 +51,10 @@ def _train(told: argparse.Namespace) -> None:
     config = _config(told.config)
     corpus = Corpus.load(told.corpus)
     dataset = ConversationDataset.load(told.dataset) if told.dataset else None
-    identity, template = identify(told.model), template_digest(load_tokenizer(told.model))
+    layout, template = read_layout(told.model), template_digest(load_tokenizer(told.model))
     with process_group(told.device, config.shard_base) as (ranks, device):
         _listen(told.json, ranks)
-        check_inputs(identity, read_layout(told.model).max_positions, template, corpus, dataset, config, ranks.count)
+        check_inputs(layout.identity, layout.max_positions, template, corpus, dataset, config, ranks.count)
         base = load_frozen_model(told.model, device, config.base_dtype)
         if ranks.lockstep:
             shard(base)

@@ -18,11 +18,10 @@ from cartridge_core.training.best import BestCartridge
 from cartridge_core.training.checkpoint import Checkpoint, Checkpoints
 from cartridge_core.training.checks import check_inputs
 from cartridge_core.training.config import TrainingConfig
-from cartridge_core.training.held_out import ALONE
 from cartridge_core.training.initial import initial_prefix
 from cartridge_core.training.layer_modes import compiled_layers
 from cartridge_core.training.objective import OBJECTIVES
-from cartridge_core.training.ranks import Ranks
+from cartridge_core.training.ranks import ALONE, Ranks
 from cartridge_core.training.result import CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT, TrainingResult, finished_result
 from cartridge_core.training.run import Run
 from cartridge_core.training.run_folder import owned_folder, remove_leftovers

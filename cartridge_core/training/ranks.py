@@ -69,3 +69,7 @@ class Ranks:
             return
         for tensor in tensors:
             torch.distributed.broadcast(tensor.detach(), src=0)
+
+
+ALONE = Ranks()
+"""A run of this process only."""

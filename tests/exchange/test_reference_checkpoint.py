@@ -1,7 +1,7 @@
 """Checkpoints as the reference implementation saves them, in both namings; and files that only look like them."""
 
 import os
-import pickle
+import pickle  # to write what must be refused
 from pathlib import Path
 from typing import Any
 

@@ -8,7 +8,7 @@ import torch
 
 from cartridge_core.cartridge import PrefixKV
 from cartridge_core.corpus import Corpus
-from cartridge_core.errors import TrainingError
+from cartridge_core.errors import TrainingError, UnsupportedModelError
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.inference.score import logits_behind
 from cartridge_core.initialization.attention_matching import attention_matching, shares_of
@@ -21,6 +21,7 @@ from cartridge_core.initialization.value_fit import fit_values
 from cartridge_core.models import BaseModel
 from cartridge_core.rendering import prefix_token_ids
 from tests.initialization.conftest import Sourced, conversations
+from tests.training.test_packed_attention import build
 
 Tiny = Callable[[str], BaseModel]
 KEYS = ("rms", "omp", "merged", "optimized")
@@ -189,3 +190,11 @@ def test_shares_are_proportional_and_whole() -> None:
     assert shares_of(10, [30, 30, 30]) == [4, 3, 3]
     assert shares_of(80, [1000, 3000]) == [20, 60]
     assert shares_of(7, [3, 4]) == [3, 4]
+
+
+def test_capped_scores_are_refused_rather_than_fitted_wrongly(sourced: Sourced) -> None:
+    base = build("gemma2")
+    with pytest.raises(UnsupportedModelError, match="gemma2 caps its attention scores"):
+        attention_matching(sourced(base, "attention_matching", 24))
+    # The model's own attention is back.
+    assert base.model.config._attn_implementation != "cartridge_reference_queries"

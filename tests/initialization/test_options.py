@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from cartridge_core.errors import SettingsError
 from cartridge_core.initialization.options import AttentionMatchingOptions, CartridgeOptions, InitializationOptions
 from cartridge_core.stages.config import config_of
-from cartridge_core.stages.initial import initialization_fields
+from cartridge_core.stages.initialization_fields import initialization_fields
 from cartridge_core.training.config import TrainingConfig
 
 
