@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cartridge_core.corpus import ChunkConfig
+from cartridge_core.corpus import ChunkConfig, Corpus
+from cartridge_core.dataset import ConversationDataset
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.models import BaseModel
 from cartridge_core.publishing import PromotionGate
@@ -42,6 +43,15 @@ class Workplace:
     model: str
     study_file: Path
     """The study's configuration as TOML, for commands."""
+
+
+@dataclass(frozen=True)
+class ChunkedStudy:
+    """A study whose teacher read a chunk at a time, as `synthesize` makes it."""
+
+    base: BaseModel
+    corpus: Corpus
+    dataset: ConversationDataset
 
 
 @pytest.fixture(scope="session")

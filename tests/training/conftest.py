@@ -17,7 +17,12 @@ from cartridge_core.selfstudy.conversation import Sample, Targets
 from cartridge_core.selfstudy.manifest import DatasetManifest
 from cartridge_core.selfstudy.plan import StudyPlan
 from cartridge_core.selfstudy.shard import shard_file, write_shard
+from cartridge_core.selfstudy.synthesize import synthesize
+from cartridge_core.teacher.local import LocalTeacher
 from cartridge_core.training.config import TrainingConfig
+from tests.talkative import STUDY, ChunkedStudy, talkative
+
+__all__ = ["talkative"]
 
 Study = Callable[..., ConversationDataset]
 StudyFolder = Callable[..., Path]
@@ -82,6 +87,14 @@ def make_study(make_study_folder: StudyFolder) -> Study:
 @pytest.fixture(scope="session")
 def study(make_study: Study, base: BaseModel, corpus: Corpus) -> ConversationDataset:
     return make_study(base, corpus)
+
+
+@pytest.fixture(scope="session")
+def chunked(talkative: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> ChunkedStudy:
+    base = load_base_model(talkative, device="cpu")
+    folder: Path = tmp_path_factory.mktemp("chunked")
+    synthesize(corpus, LocalTeacher(base), base.tokenizer, STUDY, folder)
+    return ChunkedStudy(base, corpus, ConversationDataset.load(folder))
 
 
 @pytest.fixture(scope="session")
