@@ -55,6 +55,7 @@ def kept_run(folder: Path, inputs: dict[str, Any], work: Callable[[], RecipeRun]
     path = folder / f"{digest_of(inputs)[:24]}.json"
     if path.exists():
         return RecipeRun.model_validate_json(path.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
     run = work()
     with atomic_file(path) as stream:
         stream.write(run.model_dump_json().encode())
