@@ -1,8 +1,8 @@
 """`make bench-recipe`: optimizer steps and seconds to the held-out loss that the paper's recipe ends with.
 
 Three corpora of the reference world, three seeds (initialisation, held-out questions, order of the data), the same
-batches on both sides. The paper's side takes 2,000 steps at the best of four rates (found with the first seed, for
-each corpus anew); its best held-out look is the mark. Ours is the default configuration, given as few steps as will do:
+batches on both sides. The paper's side takes 2,000 steps at the best of four rates (found on the first corpus with the
+first seed); its best held-out look is the mark. Ours is the default configuration, given as few steps as will do:
 the shortest run that reaches the mark counts, at the look that does. Seconds are the process's own, so that other work
 on the machine counts for neither; the paper's looks are free, ours are not. Runs are kept: an interrupted comparison
 goes on, and several processes may each make the paper's runs of a corpus first (`--corpora NAME --paper-only`).
@@ -82,7 +82,7 @@ class Comparison:
         return self._run("ours", about, config)
 
     def best_rate(self, about: RecipeCorpus) -> float:
-        """The paper's best rate on a corpus."""
+        """The paper's best rate on a corpus, with the first seed."""
         return min(PAPER_RATES, key=lambda rate: self.paper(about, SEEDS[0], rate).best.kl)
 
     def shortest(self, about: RecipeCorpus, seed: int, mark: float) -> RecipeRun:
@@ -93,9 +93,8 @@ class Comparison:
                 break
         return run
 
-    def pairs(self, about: RecipeCorpus) -> Iterator[Pair]:
+    def pairs(self, about: RecipeCorpus, rate: float) -> Iterator[Pair]:
         """Both sides of a corpus, seed by seed."""
-        rate = self.best_rate(about)
         for seed in SEEDS:
             paper = self.paper(about, seed, rate)
             yield Pair(about.name, seed, rate, paper, self.shortest(about, seed, paper.best.kl))
@@ -182,16 +181,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(home=options.home, threads=1)
     pairs: list[Pair] = []
     with progress_bars() as progress:
-        corpora = [recipe_corpus(settings, name, progress) for name in options.corpora]
+        first, *others = (recipe_corpus(settings, name, progress) for name in NAMES)
         with borrowed_model(settings, "reference", "auto") as base:
             comparison = Comparison(base, options.home / "runs", progress)
-            for about in corpora:
-                if options.paper_only:
-                    rate = comparison.best_rate(about)
+            rate = comparison.best_rate(first)
+            for about in (first, *others):
+                if options.paper_only and about.name in options.corpora:
                     for seed in SEEDS:
                         comparison.paper(about, seed, rate)
-                else:
-                    pairs += comparison.pairs(about)
+                elif about.name in options.corpora:
+                    pairs += comparison.pairs(about, rate)
     if len(pairs) < len(NAMES) * len(SEEDS):
         print("These runs are made. Without options the comparison is written.")
         return 0
