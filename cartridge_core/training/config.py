@@ -54,13 +54,17 @@ class TrainingConfig(BaseModel):
     objective: Literal["distillation", "next_token"] = "distillation"
     """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """`muon` orthogonalises the update of each KV head; `adamw` is the paper's, and takes several times the steps."""
+    """`muon` levels the spectrum of each KV head's update, or turns it over;
+    `adamw` is the paper's, and takes several times the steps."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
     """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
     value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)
     """Learning rate of values over that of keys; 2 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
     momentum: float = Field(default=0.8, ge=0, lt=1)
     """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
+    spectral_exponent: float = Field(default=-0.5, ge=-1, le=1)
+    """Of Muon: the power that the singular values of a head's momentum are taken to. 0 is plain Muon, all directions
+    move alike; below 0 the weakest move most."""
     steps: int = Field(default=600, gt=0)
     """Optimizer steps."""
     warmup_steps: int = Field(default=20, ge=0)

@@ -17,8 +17,9 @@ def adamw(parameters: Sequence[Tensor], config: TrainingConfig) -> Optimizer:
 
 
 def muon(parameters: Sequence[Tensor], config: TrainingConfig) -> Optimizer:
-    """Orthogonalised momentum, head by head: several times fewer steps than Adam to the same held-out loss."""
-    return HeadwiseMuon(_groups(parameters, config), lr=config.learning_rate, momentum=config.momentum)
+    """Momentum with its spectrum turned over, head by head: several times fewer steps than Adam to the same loss."""
+    groups = _groups(parameters, config)
+    return HeadwiseMuon(groups, config.learning_rate, config.momentum, config.spectral_exponent)
 
 
 OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], TrainingConfig], Optimizer]] = {"adamw": adamw, "muon": muon}
