@@ -21,7 +21,7 @@ from cartridge_core.training.text_windows import WindowStream, covering_windows
 class ExampleStream(Protocol):
     """An endless supply of batches."""
 
-    def batch(self, step: int) -> list[Targets]:
+    def batch(self, step: int) -> Sequence[Targets]:
         """The examples of a step, counted from 0; always the same ones."""
         ...
 
