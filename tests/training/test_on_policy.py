@@ -201,6 +201,7 @@ def test_the_student_comes_closer_to_the_teacher_on_its_own_answers(
 ) -> None:
     config = config.model_copy(update={"steps": 40, "on_policy_steps": 40, "batch_size": 40})
     result = train(*fields_of(chunked), config, tmp_path)
+    assert None not in [point.unfinished for point in result.curve.train]
     divergences = [point.kl for point in result.curve.train]
     assert min(divergences) >= 0
     assert sum(divergences[-5:]) < 0.7 * sum(divergences[:5])
