@@ -32,6 +32,7 @@ def fit_cartridge(
     init_from: str | None = None,
     init_text: Path | None = None,
     processes: int = 1,
+    on_policy_steps: int | None = None,
 ) -> dict[str, Any]:
     """Train a Cartridge on a study, or on the corpus's text.
 
@@ -50,6 +51,7 @@ def fit_cartridge(
         init_from: Cartridge to start from: the beginning of its digest, its folder, an alias or a version.
         init_text: File of the text to start from.
         processes: Processes of the worker's machine that train together, with a GPU each where there are GPUs.
+        on_policy_steps: The last steps, which learn from the Cartridge's own answers; None for the configuration's own.
 
     Returns:
         The Cartridge's digest and size.
@@ -63,6 +65,7 @@ def fit_cartridge(
         config,
         num_tokens=num_tokens,
         steps=steps,
+        on_policy_steps=on_policy_steps,
         learning_rate=learning_rate,
         objective=objective,
         seed=seed,

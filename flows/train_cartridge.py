@@ -31,6 +31,7 @@ def train_cartridge(
     init_from: str | None = None,
     init_text: Path | None = None,
     processes: int = 1,
+    on_policy_steps: int | None = None,
 ) -> dict[str, Any]:
     """Ingest, study, fit, evaluate, register and, if the gate lets it through, promote. Finished stages are not redone.
 
@@ -51,6 +52,7 @@ def train_cartridge(
         init_from: Cartridge to start from: the beginning of its digest, its folder, an alias or a version.
         init_text: File of the text to start from.
         processes: Processes of the worker's machine that train together.
+        on_policy_steps: The last steps, which learn from the Cartridge's own answers; None for the configuration's own.
 
     Returns:
         What each stage said about its product, by stage.
@@ -72,6 +74,7 @@ def train_cartridge(
         init_from=init_from,
         init_text=init_text,
         processes=processes,
+        on_policy_steps=on_policy_steps,
     )
     cartridge = fitted["digest"]
     graded = evaluate_cartridge(corpus, cartridge, questions, version=version, model=model)

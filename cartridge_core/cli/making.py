@@ -79,6 +79,9 @@ def train(
         Literal["distillation", "next_token"] | None, typer.Option(help="What is learned. Default: distillation.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    on_policy_steps: Annotated[
+        int | None, typer.Option(help="The last of these learn from the Cartridge's own answers. Default: 0.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     init: Annotated[
         str | None, typer.Option(help=f"Where keys and values start: {', '.join(OPTIONS)}. Default: first_tokens.")
@@ -127,6 +130,7 @@ def train(
         num_tokens=num_tokens or _length(settings, source, config, model),
         objective=objective,
         steps=steps,
+        on_policy_steps=on_policy_steps,
         learning_rate=learning_rate,
         seed=seed,
         **initialization_fields(init, init_from, init_text),
@@ -143,6 +147,7 @@ def train(
         "KV bytes": f"{told['kv_bytes']:,}",
         "best step": told["best_step"],
         "left out, too long": told.get("num_unfit", 0),
+        "own answers unfinished": told.get("num_unfinished"),
         "went on from step": told.get("resumed_from"),
         "loss curve": cartridge.curve,
         "folder": cartridge.folder,

@@ -128,6 +128,7 @@ def fit(
             "stopped_early": result.stopped_early,
             "resumed_from": result.resumed_from,
             "num_unfit": result.num_unfit,
+            "num_unfinished": result.curve.num_unfinished,
             "model": source_of(settings, model),
         }
 

@@ -32,6 +32,9 @@ BOOKKEEPING = frozenset(
     {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "activation_checkpointing", "shard_base"}
 )
 """Fields that change how a run is carried out, not what it ends with."""
+ON_POLICY = frozenset({"on_policy_steps", "on_policy_temperature"})
+"""Fields that decide nothing in a run without an on-policy phase. They are no part of its recipe, so that what was
+trained before there was such a phase is found again."""
 
 
 class TrainingConfig(BaseModel):
@@ -67,6 +70,11 @@ class TrainingConfig(BaseModel):
     move alike; below 0 the weakest move most."""
     steps: int = Field(default=600, gt=0)
     """Optimizer steps."""
+    on_policy_steps: int = Field(default=0, ge=0)
+    """The last of `steps` that learn from answers which the Cartridge itself samples to the study's questions, as the
+    teacher judges them (distillation)."""
+    on_policy_temperature: float = Field(default=1.0, ge=0)
+    """At which these answers are sampled; 0 takes the likeliest token."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps over which the learning rate rises, the first included."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -143,6 +151,10 @@ class TrainingConfig(BaseModel):
             )
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}")
+        if self.on_policy_steps > self.steps:
+            raise ValueError(f"on_policy_steps={self.on_policy_steps} must be at most steps={self.steps}")
+        if self.objective == "next_token" and self.on_policy_steps:
+            raise ValueError(f"on_policy_steps={self.on_policy_steps} needs the questions of a study")
         if self.row_tokens is not None and self.row_tokens > self.micro_batch_tokens:
             raise ValueError(
                 f"row_tokens={self.row_tokens} must be at most micro_batch_tokens={self.micro_batch_tokens}"
@@ -159,7 +171,13 @@ class TrainingConfig(BaseModel):
 
     def recipe(self) -> dict[str, Any]:
         """The fields that decide the tensors, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(BOOKKEEPING))
+        unused = ON_POLICY if not self.on_policy_steps else frozenset()
+        return self.model_dump(mode="json", exclude=set(BOOKKEEPING | unused))
+
+    @property
+    def first_on_policy_step(self) -> int:
+        """The step, counted from 0, with which the on-policy phase begins; `steps` where there is none."""
+        return self.steps - self.on_policy_steps
 
     def for_another_process(self) -> dict[str, Any]:
         """The configuration as JSON values, with the places of files that are no part of its identity."""

@@ -26,6 +26,8 @@ class TrainPoint:
     """Predicted tokens of the batch."""
     seconds: float
     """Since training began."""
+    unfinished: int | None = None
+    """Answers of an on-policy batch that did not end within their limit; None for the study's own answers."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class LossCurve:
     def best(self) -> HeldOutPoint:
         """The look with the smallest held-out loss, the earliest of equals."""
         return min(self.held_out, key=lambda point: point.loss)
+
+    @property
+    def num_unfinished(self) -> int | None:
+        """Answers of the on-policy phase that did not end within their limit; None before there was such a step."""
+        counts = [point.unfinished for point in self.train if point.unfinished is not None]
+        return sum(counts) if counts else None
 
     def save(self, path: Path) -> None:
         """Write JSON lines: `{"kind": "train" | "held_out", "step": ..., "loss": ..., ...}`, by step."""

@@ -74,9 +74,12 @@ class HeldOut:
             return sum(loss_of(part) for part in self._laid_out(max_tokens))
 
         if self._ranks.lockstep:
+            # Counted first: a rank without a part of its own would ask while the others are in their passes.
+            parts = len(self._laid_out(micro_batch.tokens))
+            passes = self._ranks.most(parts, self._base.device)
             own = total(micro_batch.tokens)
             (idle,) = pack_batch(self._idle, self._config, micro_batch.tokens, self._base.device)
-            for _ in range(self._ranks.most(len(self._parts), self._base.device) - len(self._parts)):
+            for _ in range(passes - parts):
                 loss_of(idle)
         else:
             own = micro_batch.run(total, most=sum(input_length(example) for example in self._own))

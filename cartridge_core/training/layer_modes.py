@@ -92,3 +92,21 @@ def compiled_layers(base: BaseModel, wanted: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
+
+
+@contextmanager
+def eager_layers(base: BaseModel) -> Iterator[None]:
+    """Inside, compiled layers are passed as they were written: in generation every token has other shapes.
+
+    Args:
+        base: The model.
+    """
+    layers = decoder_layers(base.model)
+    compiled = [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, call in zip(layers, compiled, strict=True):
+            layer._compiled_call_impl = call

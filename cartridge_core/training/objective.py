@@ -13,6 +13,7 @@ from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.conversation_stream import ConversationStream
+from cartridge_core.training.on_policy import OnPolicyStream
 from cartridge_core.training.packed_rows import fitting
 from cartridge_core.training.text_windows import WindowStream, covering_windows
 
@@ -20,7 +21,7 @@ from cartridge_core.training.text_windows import WindowStream, covering_windows
 class ExampleStream(Protocol):
     """An endless supply of batches."""
 
-    def batch(self, step: int) -> list[Targets]:
+    def batch(self, step: int) -> Sequence[Targets]:
         """The examples of a step, counted from 0; always the same ones."""
         ...
 
@@ -37,6 +38,8 @@ class Material:
     """Different examples to train on; windows of text are counted by how many cover it."""
     num_unfit: int = 0
     """Conversations that are too long to be trained on, those held out included."""
+    on_policy: OnPolicyStream | None = None
+    """Batches of the final on-policy phase, where there is one."""
 
 
 def split_study(
@@ -56,13 +59,17 @@ def distillation(
     Conversations that do not fit a row or the positions behind the Cartridge are left out and counted.
 
     Raises:
-        DatasetError: There are no conversations, or too few to hold any out.
+        DatasetError: There are no conversations, or too few to hold any out; or the chunks that they are about, which
+            an on-policy phase needs, cannot be drawn again.
     """
     if dataset is None or not len(dataset):
         raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
     train, held_out, num_unfit = split_study(dataset, config, base.max_positions)
     stream = ConversationStream(list(train), config.batch_size, config.seed)
-    return Material(stream, list(held_out), len(train), num_unfit)
+    on_policy = None
+    if config.on_policy_steps:
+        on_policy = OnPolicyStream(base, corpus, list(train), dataset.manifest.plan.config, config)
+    return Material(stream, list(held_out), len(train), num_unfit, on_policy)
 
 
 def next_token(

@@ -1,6 +1,7 @@
 """One training run: steps, looks at the held-out examples, checkpoints, and what is left at the end."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from cartridge_core.errors import ArtifactError, TrainingError
 from cartridge_core.models import BaseModel
 from cartridge_core.progress import Progress
 from cartridge_core.rendering import template_digest
+from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.selfstudy.seeding import derive_seed
 from cartridge_core.training.best import BestCartridge
 from cartridge_core.training.checkpoint import Checkpoints
@@ -78,17 +80,27 @@ class Run:
         torch.manual_seed(derive_seed(config.seed, "step", state.step, self._ranks.rank))
         rate = learning_rate(config, state.step)
         set_learning_rate(state.optimizer, rate)
-        examples = self._material.stream.batch(state.step)
+        examples, unfinished = self._batch()
         batch = batch_gradient(self._base, state, examples, config, self._ranks)
         if not batch.finite:
             raise self._diverged(state.step + 1, rate, f"loss {batch.loss}, gradient norm {batch.grad_norm}")
         state.update()
         divergence = batch.loss - batch.entropy
         state.curve.train.append(
-            TrainPoint(state.step, rate, batch.loss, divergence, batch.grad_norm, batch.tokens, self._elapsed())
+            TrainPoint(
+                state.step, rate, batch.loss, divergence, batch.grad_norm, batch.tokens, self._elapsed(), unfinished
+            )
         )
         if state.step % config.eval_every == 0 or state.step == config.steps:
             self._look()
+
+    def _batch(self) -> tuple[Sequence[Targets], int | None]:
+        """The step's examples, and how many of them are on-policy answers that did not end; None for the study's."""
+        step, on_policy = self._state.step, self._material.on_policy
+        if on_policy is None or step < self._config.first_on_policy_step:
+            return self._material.stream.batch(step), None
+        drawn = on_policy.batch(self._state, self._ranks)
+        return drawn.examples, drawn.num_unfinished
 
     def _look(self) -> None:
         """Score what would be served now, and keep it if it is the best so far."""
@@ -103,7 +115,9 @@ class Run:
             raise self._diverged(state.step, rate, f"held-out loss {score.loss}")
         state.curve.held_out.append(HeldOutPoint(state.step, score.loss, score.kl, self._elapsed()))
         better = self._best.offer(cartridge, state.step, score)
-        state.looks_without_gain = 0 if better else state.looks_without_gain + 1
+        # A wait that ran out before the on-policy phase would take away what was asked for: there it begins anew.
+        waiting = self._material.on_policy is None or state.step > self._config.first_on_policy_step
+        state.looks_without_gain = state.looks_without_gain + 1 if waiting and not better else 0
         if self._ranks.first:
             self._best.prune(self._checkpoints.best_steps())
         self._save_curve()

@@ -64,12 +64,14 @@ def batch_gradient(
         state.optimizer.zero_grad(set_to_none=True)
         sums.zero_()
         parts = pack_batch(own, config, micro_batch_tokens, base.device) if own else []
+        # Counted first: a rank without a part of its own would ask while the others are in their passes.
+        passes = ranks.most(len(parts), base.device) if ranks.lockstep else len(parts)
         for part in parts:
             sums.add_(_backward(base, state.prefix, part, tokens, config))
-        if ranks.lockstep:
+        if passes > len(parts):
             # The others cannot pass their layers without this rank's share of the weights.
             (idle,) = pack_batch([examples[0]], config, micro_batch_tokens, base.device)
-            for _ in range(ranks.most(len(parts), base.device) - len(parts)):
+            for _ in range(passes - len(parts)):
                 _backward(base, state.prefix, idle, math.inf, config)
 
     with recomputed_activations(base, config.activation_checkpointing):

@@ -15,7 +15,9 @@ from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.selfstudy.conversation import Conversation
 
 MAX_KEPT = 8
-"""Chunks whose keys and values stay in memory."""
+"""Chunks whose keys and values stay in memory in any case."""
+MAX_KEPT_BYTES = 2**29
+"""Bytes of keys and values up to which more chunks stay: reading one again takes longer than what it is read for."""
 
 
 class TeacherContext:
@@ -56,7 +58,8 @@ class TeacherContext:
         """What stood in front of a conversation when the teacher answered; conversations of a chunk share it."""
         key = conversation.chunk_id
         if key not in self._read:
-            if len(self._read) >= MAX_KEPT:
+            kept_bytes = sum(prefix.kv_bytes(self._base.dtype) for prefix in self._read.values())
+            if len(self._read) >= MAX_KEPT and kept_bytes >= MAX_KEPT_BYTES:
                 self._read.popitem(last=False)
             token_ids = prefix_token_ids(self._base.tokenizer, self.chunk(conversation).prompt_text)
             self._read[key] = prefill(self._base, token_ids)

@@ -52,6 +52,8 @@ def test_the_chain_runs_once_and_is_the_same_without_prefect(prefect_server: str
 
     warm = fit_cartridge("wards", init_from=entry.digest[:8], **SIZES)
     assert warm["digest"] != entry.digest and not warm["cached"]
+    own = fit_cartridge("wards", on_policy_steps=2, **SIZES)
+    assert own["digest"] != entry.digest and own["num_unfinished"] is not None
     drawn = train_cartridge("wards", [workplace.documents], initialization="random_vectors", **chain)
     assert drawn["cartridge"]["digest"] not in (warm["digest"], entry.digest)
 

@@ -20,6 +20,7 @@ from cartridge_core.stages.fit import fit
 from cartridge_core.stages.ingest import IngestedCorpus, ingest
 from cartridge_core.stages.study import StudiedDataset, study
 from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.curve import LossCurve
 from tests.talkative import STUDY, Workplace
 
 TRAINING = TrainingConfig(num_tokens=24, steps=6, warmup_steps=1, batch_size=4, eval_every=2)
@@ -79,6 +80,22 @@ def test_two_processes_of_a_command(workplace: Workplace, studied: tuple[Ingeste
         "result.json",
         "stage.json",
     ]
+
+
+def test_an_on_policy_phase_of_a_command(workplace: Workplace, studied: tuple[IngestedCorpus, StudiedDataset]) -> None:
+    arguments = ["train", "wards", "--tokens", "24", "--steps", "24", "--json"]
+    digests = set()
+    for more, phase in ((["--on-policy-steps", "3"], 3), ([], 0)):
+        result = CliRunner().invoke(app, [*arguments, *more])
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        curve = LossCurve.load(Path(told["directory"]).parent / "curve.jsonl")
+        assert [point.unfinished is not None for point in curve.train] == [False] * (24 - phase) + [True] * phase
+        assert told["num_unfinished"] == curve.num_unfinished
+        digests.add(told["digest"])
+    assert len(digests) == 2
+    refused = CliRunner().invoke(app, [*arguments, "--on-policy-steps", "25"])
+    assert refused.exit_code != 0 and "at most steps=24" in str(refused.exception) + refused.output
 
 
 @pytest.fixture

@@ -90,11 +90,16 @@ def study(make_study: Study, base: BaseModel, corpus: Corpus) -> ConversationDat
 
 
 @pytest.fixture(scope="session")
-def chunked(talkative: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> ChunkedStudy:
+def chunked_folder(talkative: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = load_base_model(talkative, device="cpu")
     folder: Path = tmp_path_factory.mktemp("chunked")
     synthesize(corpus, LocalTeacher(base), base.tokenizer, STUDY, folder)
-    return ChunkedStudy(base, corpus, ConversationDataset.load(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chunked(talkative: Path, corpus: Corpus, chunked_folder: Path) -> ChunkedStudy:
+    return ChunkedStudy(load_base_model(talkative, device="cpu"), corpus, ConversationDataset.load(chunked_folder))
 
 
 @pytest.fixture(scope="session")

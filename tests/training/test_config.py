@@ -21,6 +21,10 @@ def test_learning_rate_depends_on_the_optimizer_unless_stated() -> None:
         {"num_tokens": 4, "objective": "masked"},
         {"num_tokens": 4, "steps": 5, "warmup_steps": 5},
         {"num_tokens": 4, "held_out_fraction": 0.0},
+        {"num_tokens": 4, "steps": 40, "on_policy_steps": 41},
+        {"num_tokens": 4, "on_policy_steps": -1},
+        {"num_tokens": 4, "on_policy_steps": 5, "on_policy_temperature": -0.1},
+        {"num_tokens": 4, "objective": "next_token", "on_policy_steps": 5},
         {"num_tokens": 4, "learning_rte": 0.1},
         {"num_tokens": 4, "attention": "sdpa"},
         {"num_tokens": 4, "temperature": 0.0},
@@ -38,6 +42,17 @@ def test_wrong_values_are_refused(wrong: dict[str, object]) -> None:
 def test_digest_names_every_field() -> None:
     assert TrainingConfig(num_tokens=8).digest == TrainingConfig(num_tokens=8, learning_rate=1.0).digest
     assert TrainingConfig(num_tokens=8).digest != TrainingConfig(num_tokens=8, seed=1).digest
+
+
+def test_only_a_run_with_an_on_policy_phase_has_it_in_its_recipe() -> None:
+    """What was trained before there was such a phase has the digest that it had."""
+    plain = TrainingConfig(num_tokens=8)
+    assert not {"on_policy_steps", "on_policy_temperature"} & set(plain.recipe())
+    assert plain.digest == TrainingConfig(num_tokens=8, on_policy_temperature=0.5).digest
+    own = TrainingConfig(num_tokens=8, on_policy_steps=600)
+    other = TrainingConfig(num_tokens=8, on_policy_steps=600, on_policy_temperature=0.5)
+    assert len({plain.digest, own.digest, other.digest}) == 3
+    assert TrainingConfig.model_validate(own.recipe()) == own
 
 
 def test_every_named_choice_exists() -> None:

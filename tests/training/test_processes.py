@@ -22,6 +22,7 @@ from cartridge_core.training.loop import train
 from cartridge_core.training.processes import train_in_processes
 from cartridge_core.training.result import TrainingResult
 from cartridge_core.training.run_identity import RunIdentity
+from tests.talkative import ChunkedStudy
 
 InProcesses = Callable[..., TrainingResult]
 
@@ -100,6 +101,31 @@ def test_two_processes_train_what_one_trains(
     assert told == [(step, 8) for step in range(1, 9)]
     files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("single", "both")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("shard_base", [False, True], ids=["shares", "lockstep"])
+def test_two_processes_sample_what_one_samples(
+    talkative: Path,
+    chunked: ChunkedStudy,
+    chunked_folder: Path,
+    config: TrainingConfig,
+    tmp_path: Path,
+    shard_base: bool,
+) -> None:
+    """The last batch is of one process alone: it has one conversation."""
+    base, corpus, study = chunked.base, chunked.corpus, chunked.dataset
+    corpus.save(tmp_path / "corpus")
+    for size in (5, 1):
+        alone = config.model_copy(update={"on_policy_steps": 5, "batch_size": size})
+        single = train(base, corpus, study, alone, tmp_path / f"single-{size}")
+        shared = alone.model_copy(update={"shard_base": shard_base})
+        identity = RunIdentity.of("default", corpus, study, base.identity, template_digest(base.tokenizer), shared)
+        places = (str(talkative), tmp_path / "corpus", chunked_folder)
+        folder = tmp_path / f"both-{size}"
+        both = train_in_processes(identity, *places, shared, folder, 2, device="cpu", threads=1)
+        assert_same_run(both, single)
+        assert [point.unfinished for point in both.curve.train] == [point.unfinished for point in single.curve.train]
+        assert single.curve.num_unfinished is not None
 
 
 def test_fewer_conversations_than_processes(

@@ -21,19 +21,21 @@ HERE = Path(__file__).parent
 
 
 Ends = dict[str, list[int]]
+Start = Callable[..., Ends]
 
 
 @pytest.fixture(scope="module")
-def start(
-    model: Path, corpus: Corpus, study_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[TrainingConfig, Path, Ends], Ends]:
+def start(model: Path, corpus: Corpus, study_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """`start(config, folder, runs)`: exit codes of each run's attempts; `train_process.py` says what they are."""
     corpus_folder = tmp_path_factory.mktemp("corpus")
     corpus.save(corpus_folder / "wards")
     environment = {**os.environ, "PYTHONPATH": str(Path(cartridge_core.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
-    def run(config: TrainingConfig, folder: Path, runs: Ends) -> Ends:
-        arguments = [model, corpus_folder / "wards", study_folder, config.model_dump_json(), folder, json.dumps(runs)]
+    def run(
+        config: TrainingConfig, folder: Path, runs: Ends, studied: tuple[Path, Path] = (model, study_folder)
+    ) -> Ends:
+        reader, study = studied
+        arguments = [reader, corpus_folder / "wards", study, config.model_dump_json(), folder, json.dumps(runs)]
         command = [str(part) for part in (sys.executable, HERE / "train_process.py", *arguments)]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=400)
         ends: Ends = json.loads(done.stdout)
@@ -57,7 +59,7 @@ def course(folder: Path) -> tuple[list[object], list[object]]:
     ids=["adamw", "muon-ema"],
 )
 def test_killed_at_any_file_operation(
-    start: Callable[[TrainingConfig, Path, Ends], Ends],
+    start: Start,
     config: TrainingConfig,
     tmp_path: Path,
     changed: dict[str, object],
@@ -70,12 +72,32 @@ def test_killed_at_any_file_operation(
     deaths = [name for name, (first, _) in ((name, ends[name]) for name in once) if first == -signal.SIGKILL]
     assert len(deaths) >= 10 and deaths[-1] != list(once)[-1], "the moments should reach beyond the last operation"
     assert ends["often"].count(-signal.SIGKILL) > 3
-    whole = tmp_path / "whole"
+    assert_all_as_the_whole(tmp_path, ends)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in once]
+    assert len({result["resumed_from"] for result in results}) >= 3, "they should go on from different steps"
+
+
+def test_killed_in_the_on_policy_phase(
+    start: Start, config: TrainingConfig, talkative: Path, chunked_folder: Path, tmp_path: Path
+) -> None:
+    """Answers that a killed run had sampled are sampled again."""
+    sizes = {"steps": 6, "on_policy_steps": 4, "warmup_steps": 2, "eval_every": 3, "checkpoint_every": 1}
+    config = TrainingConfig.model_validate(config.model_dump() | sizes | {"learning_rate": 0.05})
+    once = {f"killed-{moment}": [moment, 0] for moment in range(60, 150, 30)}
+    ends = start(config, tmp_path, {"whole": [0], **once}, (talkative, chunked_folder))
+    assert_all_as_the_whole(tmp_path, ends)
+    resumed = {json.loads((tmp_path / name / "result.json").read_text())["resumed_from"] for name in once}
+    assert len(resumed & {3, 4, 5}) >= 2, "they should go on from within the phase"
+    unfinished = [point.unfinished for point in LossCurve.load(tmp_path / "whole" / "curve.jsonl").train]
+    assert unfinished[:2] == [None, None] and None not in unfinished[2:]
+
+
+def assert_all_as_the_whole(home: Path, ends: Ends) -> None:
+    """Every run has ended, and with what the run ended with that was never killed."""
+    whole = home / "whole"
     for name, codes in ends.items():
-        folder = tmp_path / name
+        folder = home / name
         assert codes[-1] == 0 and set(codes) <= {0, -signal.SIGKILL}, name
         assert course(folder) == course(whole), name
         assert Cartridge.load(folder / "cartridge").digest == Cartridge.load(whole / "cartridge").digest, name
         assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir()), name
-    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in once]
-    assert len({result["resumed_from"] for result in results}) >= 3, "they should go on from different steps"

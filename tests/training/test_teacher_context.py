@@ -26,7 +26,12 @@ def test_the_teacher_says_again_what_the_study_keeps(chunked: ChunkedStudy) -> N
 
 
 def test_a_chunk_is_read_once_while_it_is_kept(chunked: ChunkedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest makes room; where there is memory, none has to."""
     monkeypatch.setattr("cartridge_core.training.teacher_context.MAX_KEPT", 2)
+    roomy = TeacherContext(chunked.base, chunked.corpus, chunked.dataset.manifest.plan.config)
+    kept = [roomy.prefix(conversation) for conversation in chunked.dataset]
+    assert all(roomy.prefix(c) is prefix for c, prefix in zip(chunked.dataset, kept, strict=True))
+    monkeypatch.setattr("cartridge_core.training.teacher_context.MAX_KEPT_BYTES", 1)
     context = TeacherContext(chunked.base, chunked.corpus, chunked.dataset.manifest.plan.config)
     chunks = chunked.dataset.chunk_ids()
     shared = next(chunk for chunk in chunks if chunks.count(chunk) > 1)
