@@ -1,6 +1,6 @@
 """How a Cartridge is trained."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -95,6 +95,11 @@ class TrainingConfig(BaseModel):
     elsewhere."""
     temperature: float = Field(default=1.0, gt=0)
     """Flattens both sides' top-k-and-tail distributions in distillation (`training.loss.cross_entropy`)."""
+    hidden_state_weight: float = Field(default=0.0, ge=0)
+    """Of the distance between student's and teacher's hidden states, beside the cross-entropy's 1 (deep context
+    distillation, `training.hidden_states`). The teacher then reads the study's chunks again in this process."""
+    hidden_state_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    """Layers whose outputs are compared, counted from 0; None for all."""
     loss_chunk_tokens: int = Field(default=512, gt=0)
     """Predicted tokens whose logits are in memory at once; the result does not depend on it."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -165,6 +170,11 @@ class TrainingConfig(BaseModel):
             )
         if self.objective == "next_token" and self.row_tokens is not None and self.row_tokens < self.window_tokens - 1:
             raise ValueError(f"row_tokens={self.row_tokens} cannot hold window_tokens={self.window_tokens}")
+        if self.hidden_state_weight and self.objective == "next_token":
+            raise ValueError("hidden_state_weight has no meaning for next_token: its teacher has read nothing more")
+        for other in ("compile", "shard_base"):
+            if self.hidden_state_weight and getattr(self, other):
+                raise ValueError(f"hidden_state_weight cannot be combined with {other}: layers are looked into")
         if self.initialization in NEED_CONVERSATIONS and self.objective == "next_token":
             raise ValueError(f"initialization={self.initialization!r} needs the conversations of a study")
         return self

@@ -28,6 +28,8 @@ class TrainPoint:
     """Since training began."""
     unfinished: int | None = None
     """Answers of an on-policy batch that did not end within their limit; None for the study's own answers."""
+    state_distance: float | None = None
+    """Of the hidden states from the teacher's, the mean over predicted tokens; None where they are not matched."""
 
 
 @dataclass(frozen=True)

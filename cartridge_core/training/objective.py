@@ -13,6 +13,7 @@ from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.conversation_stream import ConversationStream
+from cartridge_core.training.hidden_states import TeacherStates
 from cartridge_core.training.on_policy import OnPolicyStream
 from cartridge_core.training.packed_rows import fitting
 from cartridge_core.training.text_windows import WindowStream, covering_windows
@@ -40,6 +41,8 @@ class Material:
     """Conversations that are too long to be trained on, those held out included."""
     on_policy: OnPolicyStream | None = None
     """Batches of the final on-policy phase, where there is one."""
+    teacher_states: TeacherStates | None = None
+    """The teacher's hidden states, where they are matched."""
 
 
 def split_study(
@@ -60,7 +63,8 @@ def distillation(
 
     Raises:
         DatasetError: There are no conversations, or too few to hold any out; or the chunks that they are about, which
-            an on-policy phase needs, cannot be drawn again.
+            an on-policy phase and the matching of hidden states need, cannot be drawn again.
+        TrainingError: The hidden states of a layer that does not exist are asked for, or of too many.
     """
     if dataset is None or not len(dataset):
         raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
@@ -69,7 +73,10 @@ def distillation(
     on_policy = None
     if config.on_policy_steps:
         on_policy = OnPolicyStream(base, corpus, list(train), dataset.manifest.plan.config, config)
-    return Material(stream, list(held_out), len(train), num_unfit, on_policy)
+    states = None
+    if config.hidden_state_weight:
+        states = TeacherStates(base, corpus, list(train), dataset.manifest.plan.config, config)
+    return Material(stream, list(held_out), len(train), num_unfit, on_policy, states)
 
 
 def next_token(

@@ -30,6 +30,7 @@ class PackedRows:
         teacher: The distributions at these places.
         read_ids: `[1, N]` int64, what the model reads.
         read_predicting: `[m]` int64, `predicting` as places in that.
+        members: Places of the packed examples among those that were given, in the order in which `teacher` has them.
         kernel: What computes the attention.
     """
 
@@ -40,6 +41,7 @@ class PackedRows:
     teacher: TeacherTokens
     read_ids: Tensor
     read_predicting: Tensor
+    members: tuple[int, ...]
     kernel: Kernel = "dense"
 
 
@@ -93,9 +95,7 @@ def pack_rows(
     per_part = max(max_tokens // capacity, 1)
     height = per_part if kernel == "flex" else 0
     return [
-        _lay_out(
-            [[examples[i] for i in row] for row in rows[start : start + per_part]], capacity, height, device, kernel
-        )
+        _lay_out(examples, rows[start : start + per_part], capacity, height, device, kernel)
         for start in range(0, len(rows), per_part)
     ]
 
@@ -115,40 +115,47 @@ def pack_batch(
 
 
 def _lay_out(
-    rows: Sequence[Sequence[Targets]], capacity: int, height: int, device: torch.device | str, kernel: Kernel
+    examples: Sequence[Targets],
+    rows: Sequence[Sequence[int]],
+    capacity: int,
+    height: int,
+    device: torch.device | str,
+    kernel: Kernel,
 ) -> PackedRows:
-    """`height` is the least number of rows."""
+    """`rows` are places in `examples`; `height` is the least number of rows."""
     shape = (max(len(rows), height), capacity)
     token_ids, index = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segment = np.full(shape, -1, np.int64)
     predicting = []
     for row, members in enumerate(rows):
         start = 0
-        for member, example in enumerate(members):
+        for member, example in enumerate(examples[place] for place in members):
             length = input_length(example)
-            place = slice(start, start + length)
-            token_ids[row, place] = example.token_ids[:length]
-            index[row, place] = np.arange(length)
-            segment[row, place] = member
+            here = slice(start, start + length)
+            token_ids[row, here] = example.token_ids[:length]
+            index[row, here] = np.arange(length)
+            segment[row, here] = member
             # A token is predicted by the logits one place before it.
             predicting.append(row * capacity + start + np.flatnonzero(example.assistant_mask) - 1)
             start += length
-    packed = [example for members in rows for example in members]
+    places = tuple(place for members in rows for place in members)
+    packed = [examples[place] for place in places]
     teacher = TeacherTokens(
         _tensor(np.concatenate([e.topk_ids for e in packed]).astype(np.int64), device),
         _tensor(np.concatenate([e.topk_logprobs for e in packed]), device),
         _tensor(np.concatenate([e.tail_logprob for e in packed]), device),
     )
-    places = np.concatenate(predicting)
+    predicted = np.concatenate(predicting)
     read = np.flatnonzero(segment.reshape(-1) >= 0) if kernel == "dense" else np.arange(segment.size)
     return PackedRows(
         token_ids=_tensor(token_ids, device),
         index=_tensor(index, device),
         segment=_tensor(segment, device),
-        predicting=_tensor(places, device),
+        predicting=_tensor(predicted, device),
         teacher=teacher,
         read_ids=_tensor(token_ids.reshape(-1)[read][None], device),
-        read_predicting=_tensor(np.searchsorted(read, places), device),
+        read_predicting=_tensor(np.searchsorted(read, predicted), device),
+        members=places,
         kernel=kernel,
     )
 

@@ -81,14 +81,22 @@ class Run:
         rate = learning_rate(config, state.step)
         set_learning_rate(state.optimizer, rate)
         examples, unfinished = self._batch()
-        batch = batch_gradient(self._base, state, examples, config, self._ranks)
+        batch = batch_gradient(self._base, state, examples, config, self._ranks, self._material.teacher_states)
         if not batch.finite:
-            raise self._diverged(state.step + 1, rate, f"loss {batch.loss}, gradient norm {batch.grad_norm}")
+            raise self._diverged(state.step + 1, rate, batch.told())
         state.update()
         divergence = batch.loss - batch.entropy
         state.curve.train.append(
             TrainPoint(
-                state.step, rate, batch.loss, divergence, batch.grad_norm, batch.tokens, self._elapsed(), unfinished
+                state.step,
+                rate,
+                batch.loss,
+                divergence,
+                batch.grad_norm,
+                batch.tokens,
+                self._elapsed(),
+                unfinished,
+                batch.state_distance,
             )
         )
         if state.step % config.eval_every == 0 or state.step == config.steps:
