@@ -14,8 +14,8 @@ from cartridge_core.initialization.options import (
     options_of,
 )
 
-DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
-"""By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an orthogonalised update has another scale."""
+DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 2.0}
+"""By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an update of levelled spectrum has another scale."""
 DEFAULT_VALUE_RATIOS: dict[str, float] = {"adamw": 1.0, "muon": 2.0}
 """By optimizer. Keys decide what is found, values what is said: the former bear smaller steps."""
 
@@ -60,7 +60,7 @@ class TrainingConfig(BaseModel):
     """`muon` levels the spectrum of each KV head's update, or turns it over;
     `adamw` is the paper's, and takes several times the steps."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
-    """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
+    """Highest learning rate, reached after the warm-up; 2.0 for Muon and 0.02 for AdamW where nobody says."""
     value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)
     """Learning rate of values over that of keys; 2 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
     momentum: float = Field(default=0.8, ge=0, lt=1)
@@ -75,7 +75,7 @@ class TrainingConfig(BaseModel):
     teacher judges them (distillation)."""
     on_policy_temperature: float = Field(default=1.0, ge=0)
     """At which these answers are sampled; 0 takes the likeliest token."""
-    warmup_steps: int = Field(default=20, ge=0)
+    warmup_steps: int = Field(default=5, ge=0)
     """Steps over which the learning rate rises, the first included."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls to zero after the warm-up, if it does."""
