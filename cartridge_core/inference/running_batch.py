@@ -151,8 +151,8 @@ class RunningBatch:
         for layer in self._layers:
             layer.lengths, layer.width = self._lengths, width
         index = self._lengths[:, None]
-        slot = torch.arange(width, device=self._base.device)[None]
-        slots = torch.where(slot <= index, slot, -1)
+        # What lies beyond a row's own length counts as its future, which nobody sees.
+        slots = torch.arange(width, device=self._base.device).expand(len(self), -1)
         with behind(self.prefix, self._base.layer_specs, index, slots) as placed:
             out = self._base.model(
                 input_ids=self._tokens[:, None],

@@ -141,8 +141,8 @@ class LocalEngine:
         needed = taken + len(request.prompt_token_ids) + request.sampling.max_tokens
         if needed > self._base.max_positions or not request.prompt_token_ids:
             raise ContextLengthError(
-                f"{needed} tokens with Cartridge, prompt and answer; {self._base.identity.id} takes at least one prompt "
-                f"token and {self._base.max_positions} in all."
+                f"{needed} tokens with Cartridge, prompt and answer; {self._base.identity.id} takes "
+                f"{self._base.max_positions} in all, of which the prompt is at least one."
             )
 
     def _load(self, cartridge: ResolvedCartridge) -> PrefixKV:

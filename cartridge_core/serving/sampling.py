@@ -67,15 +67,22 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], luck: Sequence[floa
         )
     )
     probabilities = (logits[rows].double() / temperature).softmax(dim=-1)
-    order = None
     if bool((top_p < 1).any()):
-        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        # A token stays if those before it have not reached top_p: the likeliest always does.
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0.0)
-        probabilities[:, 0].clamp_(min=torch.finfo(torch.float64).tiny)
+        probabilities = _nucleus(probabilities, top_p)
     mass = probabilities.cumsum(dim=-1)
     # Inverse of the distribution function; right=True so that a token of no probability is never taken.
-    place = torch.searchsorted(mass, chance * mass[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-    tokens[rows] = (place if order is None else order.gather(1, place))[:, 0]
+    place = torch.searchsorted(mass, chance * mass[:, -1:], right=True)
+    tokens[rows] = place.clamp(max=logits.shape[-1] - 1)[:, 0]
     return tokens
+
+
+def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """Probabilities `[rows, vocabulary]` with the tokens outside each row's nucleus at 0.
+
+    Tokens keep their places: what a row draws must not depend on whether another one asked for a nucleus.
+    """
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    # A token stays if those before it have not reached top_p; the likeliest stays always.
+    out = (ordered.cumsum(dim=-1) - ordered >= top_p) & (top_p < 1)
+    out[:, 0] = False
+    return probabilities.masked_fill(torch.zeros_like(out).scatter(1, order, out), 0.0)

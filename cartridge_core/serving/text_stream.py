@@ -22,7 +22,7 @@ class TextStream:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids: list[int] = []
-        # Decoding starts at `_context`, whose text up to `_said` was given out: a token's text depends on the one before.
+        # Decoding starts at `_context`; text up to `_said` was given out. A token's text depends on the one before.
         self._context = self._said = 0
         self._held = ""
         self.stopped = False

@@ -1,6 +1,7 @@
 """The embedded engine: what it writes is what `generate` writes, for many at once, and it stops when it should."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_tokens_come_as_they_are_made_and_others_are_served_meanwhile(place: Pla
 
 
 def test_a_cancelled_request_stops(place: Place) -> None:
+    # At this speed nothing would have ended by itself when the test looks.
+    handle = place.base.model.register_forward_pre_hook(lambda *arguments: time.sleep(0.02))
+
     async def work(engine: LocalEngine) -> None:
         requests = [place.request(0, [41, number], max_tokens=990) for number in (41, 42, 43)]
         tasks = [asyncio.create_task(collect(engine, request)) for request in requests]
@@ -123,7 +127,10 @@ def test_a_cancelled_request_stops(place: Place) -> None:
         assert all(resident.in_use == 0 for resident in await engine.residents())
         assert await text(engine, place.request(0, [5])) == place.expected(0, [5]).text
 
-    place.run(work, max_running=3)
+    try:
+        place.run(work, max_running=3)
+    finally:
+        handle.remove()
 
 
 def test_a_seed_decides_whatever_else_runs(place: Place) -> None:
