@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,eval,flows,peft,postgres,registry,test,train
+EXTRAS ?= dev,eval,flows,gateway,peft,postgres,registry,test,train
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 QUICKSTART_FLAGS ?=

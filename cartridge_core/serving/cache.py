@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from cartridge_core.serving.errors import NotLoadedError, UnknownModelError
@@ -48,6 +48,8 @@ class CacheCounts:
     evictions: int = 0
     load_seconds: float = 0.0
     """Wall time of all loads."""
+    resident_bytes: int = 0
+    """Bytes of the Cartridges in memory now."""
 
 
 class CartridgeCache(Generic[T]):
@@ -73,12 +75,17 @@ class CartridgeCache(Generic[T]):
         self._reserved: dict[str, int] = {}
         self._pins: set[str] = set()
         self._threads = ThreadPoolExecutor(max_workers=_LOADS_AT_ONCE, thread_name_prefix="load")
-        self.counts = CacheCounts()
+        self._counts = CacheCounts()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the Cartridges in memory."""
         return sum(entry.num_bytes for entry in self._entries.values())
+
+    @property
+    def counts(self) -> CacheCounts:
+        """What it did so far."""
+        return replace(self._counts, resident_bytes=self.num_bytes)
 
     @property
     def loading(self) -> int:
@@ -142,10 +149,10 @@ class CartridgeCache(Generic[T]):
     async def _entry(self, cartridge: ResolvedCartridge) -> _Entry[T]:
         entry = self._entries.get(cartridge.digest)
         if entry is not None:
-            self.counts.hits += 1
+            self._counts.hits += 1
             self._entries.move_to_end(cartridge.digest)
             return entry
-        self.counts.misses += 1
+        self._counts.misses += 1
         task = self._loading.get(cartridge.digest)
         if task is None:
             self._make_room(cartridge)
@@ -180,13 +187,13 @@ class CartridgeCache(Generic[T]):
             if free >= needed:
                 break
             free += self._entries.pop(digest).num_bytes
-            self.counts.evictions += 1
+            self._counts.evictions += 1
         self._reserved[cartridge.digest] = needed
 
     async def _loaded(self, cartridge: ResolvedCartridge) -> _Entry[T]:
         started = time.perf_counter()
         value = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, cartridge)
-        self.counts.load_seconds += time.perf_counter() - started
+        self._counts.load_seconds += time.perf_counter() - started
         entry = _Entry(cartridge, value, self._size(cartridge))
         # Here and not in the callback: a waiter may run first, and a second load must not begin meanwhile.
         self._entries[cartridge.digest] = entry
@@ -195,5 +202,5 @@ class CartridgeCache(Generic[T]):
     def _settle(self, cartridge: ResolvedCartridge, done: "asyncio.Task[_Entry[T]]") -> None:
         del self._loading[cartridge.digest], self._reserved[cartridge.digest]
         failed = done.cancelled() or done.exception() is not None
-        self.counts.failed_loads += failed
-        self.counts.loads += not failed
+        self._counts.failed_loads += failed
+        self._counts.loads += not failed

@@ -1,6 +1,6 @@
 """What the gateway asks of whatever computes: a model in this process, or servers behind HTTP."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -22,8 +22,8 @@ class GenerationRequest:
     """What stands in front; None for nothing."""
     n: int = 1
     """Answers to write."""
-    response_format: dict[str, Any] | None = field(default=None)
-    """Only for engines whose `features` hold it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the request as the client sent them; only names that the engine's `features` hold."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Engine(Protocol):
 
     @property
     def features(self) -> frozenset[str]:
-        """Request fields beyond sampling that it understands: `response_format`, `tools`, `penalties`."""
+        """Names of request fields beyond `SamplingParams` that it understands, such as `response_format`."""
         ...
 
     async def start(self) -> None:
@@ -86,7 +86,7 @@ class Engine(Protocol):
         """Stop; answers that are still being written fail with `EngineError`."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """Write the answers, piece by piece; closing or cancelling the iterator aborts them.
 
         Raises:

@@ -1,7 +1,7 @@
 """The embedded engine: a transformers model in this process behind the same gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
@@ -65,13 +65,9 @@ class LocalEngine:
             await asyncio.to_thread(self._scheduler.join)
         self.cache.close()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See `Engine`."""
         self._check(request)
-        if self._scheduler.waiting + request.n > self._config.max_waiting:
-            raise OverloadedError(
-                f"{self._scheduler.waiting} answers are waiting already.", "Ask again shortly.", retry_after=1.0
-            )
         async with AsyncExitStack() as stack:
             prefix, group = self._empty, ""
             if request.cartridge is not None:
@@ -81,7 +77,12 @@ class LocalEngine:
             async for piece in pieces:
                 yield piece
 
-    async def _pieces(self, request: GenerationRequest, prefix: PrefixKV, group: str) -> AsyncIterator[Piece]:
+    async def _pieces(self, request: GenerationRequest, prefix: PrefixKV, group: str) -> AsyncGenerator[Piece, None]:
+        # Not before: while a Cartridge is loaded many may gather.
+        if self._scheduler.waiting + request.n > self._config.max_waiting:
+            raise OverloadedError(
+                f"{self._scheduler.waiting} answers are waiting already.", "Ask again shortly.", retry_after=1.0
+            )
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | EngineError]()
 
         def deliver(piece: Piece | EngineError) -> None:

@@ -37,9 +37,24 @@ def test_a_composition_is_read_and_refused() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    "|Clinic|a/b|clinic@|clinic:|clinic:0|clinic:01|clinic:x|clinic@a:1|clinic:1@a|a+|..|a b|clinic@B|x@a@b|клиника".split(
-        "|"
-    ),
+    [
+        "",
+        "Clinic",
+        "a/b",
+        "clinic@",
+        "clinic:",
+        "clinic:0",
+        "clinic:01",
+        "clinic:x",
+        "clinic@a:1",
+        "clinic:1@a",
+        "a+",
+        "..",
+        "a b",
+        "clinic@B",
+        "x@a@b",
+        "клиника",
+    ],
 )
 def test_what_is_no_name_does_not_exist(text: str) -> None:
     with pytest.raises(UnknownModelError, match="does not exist"):
