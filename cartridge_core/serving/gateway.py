@@ -22,8 +22,9 @@ from cartridge_core.serving.answering import Answerer
 from cartridge_core.serving.caller import Caller
 from cartridge_core.serving.completions import Completions
 from cartridge_core.serving.config import GatewayConfig
+from cartridge_core.serving.door import Door
 from cartridge_core.serving.engine import Engine
-from cartridge_core.serving.errors import BadRequestError, ServingError, UnavailableError
+from cartridge_core.serving.errors import BadRequestError, ForbiddenError, ServingError, UnavailableError
 from cartridge_core.serving.metrics import Metrics
 from cartridge_core.serving.model_list import ModelList
 from cartridge_core.serving.openai_types import ChatRequest, CompletionRequest
@@ -49,6 +50,7 @@ class Gateway:
         self.catalogue = Catalogue(settings)
         freshness = Freshness(config.fresh_s, config.stale_s, config.catalog_timeout_s)
         self.resolver = Resolver(self.catalogue, model.identity, freshness)
+        self.door = Door(self.catalogue, settings.tenant, freshness)
         self.renderer = PromptRenderer(model, settings)
         self.metrics = Metrics(engine)
         self.in_flight = InFlight()
@@ -62,14 +64,29 @@ class Gateway:
         Raises:
             UnauthorizedError: Nobody that may.
         """
-        caller = Caller(self.settings.tenant)
+        caller = await self.door.caller(request.headers)
         request.state.record.tenant = caller.tenant
+        request.state.record.fields["key"] = caller.key_id
+        return caller
+
+    async def reader_of_metrics(self, request: Request) -> Caller:
+        """Who reads the numbers, which tell of all tenants: with keys, an operator of the gateway's own tenant.
+
+        Raises:
+            UnauthorizedError, ForbiddenError: Somebody else.
+        """
+        caller = await self.caller(request)
+        if caller.key_id is not None:
+            caller.check_operator()
+            if caller.tenant != self.settings.tenant:
+                raise ForbiddenError("These numbers are for the gateway's own operators.")
         return caller
 
     async def close(self) -> None:
         """Give everything back."""
         await self.engine.close()
         self.resolver.close()
+        self.door.close()
         self.renderer.close()
         self.catalogue.close()
 
@@ -176,7 +193,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         return JSONResponse(said, 200 if ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics(caller: Annotated[Caller, Depends(gateway.caller)]) -> Response:
+    async def metrics(caller: Annotated[Caller, Depends(gateway.reader_of_metrics)]) -> Response:
         """Numbers for Prometheus."""
         return Response(await gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
