@@ -30,6 +30,7 @@ COMMANDS = [
     "list",
     "show",
     "ask",
+    "serve",
     "key create",
     "key list",
     "key revoke",

@@ -27,8 +27,9 @@ from cartridge_core.models import BaseModel
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
 from cartridge_core.registry import model_name
 from cartridge_core.rendering import render_turns, template_digest
+from cartridge_core.serving.application import create_app
 from cartridge_core.serving.config import GatewayConfig
-from cartridge_core.serving.gateway import Gateway, create_app
+from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
 from cartridge_core.serving.prompt import ServedModel
 from cartridge_core.serving.server import DrainingServer
