@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from cartridge_core import __version__
 from cartridge_core.serving.admin import operator_routes
@@ -50,9 +51,19 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_answers(app, gateway)
     _add_models(app, gateway)
     _add_health(app, gateway)
+    _add_page(app)
     app.include_router(operator_routes(gateway), responses=_ERRORS)
     return app
 
+
+_PAGE = Path(__file__).with_name("page.html")
+_PAGE_HEADERS = {
+    # The page's own script and style, its own gateway, nothing from anywhere else, and in nobody's frame.
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
@@ -96,6 +107,14 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
     async def model(name: str, caller: Asking) -> dict[str, Any]:
         """Show one model: a corpus, an alias, a version or the base model."""
         return await gateway.models.entry(caller, name)
+
+
+def _add_page(app: FastAPI) -> None:
+    page = _PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
