@@ -4,9 +4,10 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,eval,flows,peft,postgres,registry,test,train
+EXTRAS ?= dev,eval,flows,gateway,peft,postgres,registry,test,train
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+SERVE_FLAGS ?=
 QUICKSTART_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format types reference-model wheel clean distclean
+.PHONY: help setup quickstart serve test lint format types reference-model wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: $(STAMP)  ## Documents to a promoted Cartridge: about 8 minutes on two CPU cores
 	$(BIN)/cartridge quickstart $(QUICKSTART_FLAGS)
+
+serve: $(STAMP)  ## The gateway and an engine on http://127.0.0.1:8000 (SERVE_FLAGS="--port 9000")
+	$(BIN)/cartridge serve $(SERVE_FLAGS)
 
 test: $(STAMP)  ## All tests (CPU only, no network)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

@@ -65,6 +65,8 @@ class CatalogEntry(BaseModel):
     score: float | None = None
     icl_score: float | None = None
     """Score with the corpus in context; None where it does not fit."""
+    icl_tokens: int | None = None
+    """Tokens of the corpus in context; None where that was not compared."""
     report_digest: str | None = None
     report_key: str | None = None
     """Folder of the newest report in the artifact store."""
@@ -142,6 +144,7 @@ def _evaluated(row: EvaluationRow) -> dict[str, Any]:
         "num_questions": row.num_questions,
         "score": row.score,
         "icl_score": row.icl_score,
+        "icl_tokens": row.figures.get("icl_tokens"),
         "report_digest": row.digest,
         "report_key": row.report_key,
     }

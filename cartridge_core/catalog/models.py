@@ -1,13 +1,13 @@
 """Tables of the catalog.
 
-Everything but `aliases` is append-only. A Cartridge's row says what it is; what happens to it later (registrations,
-evaluations, status changes, erasure) are further rows beside it, so that history cannot be rewritten.
+Everything but `aliases` and `api_keys` is append-only. A Cartridge's row says what it is; what happens to it later
+(registrations, evaluations, status changes, erasure) are further rows beside it, so that history cannot be rewritten.
 """
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, Index, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Boolean, Double, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, validates
 
 from cartridge_core.catalog.base import DIGEST, NAME, AppendOnly, Base, Row, UtcDateTime, keys, now
@@ -223,3 +223,28 @@ class AliasChangeRow(Row, AppendOnly, Base):
     """Where it points since; None when it was cleared."""
     reason: Mapped[str] = mapped_column(Text, default="")
     actor: Mapped[str] = mapped_column(String(255), default="")
+
+
+class ApiKeyRow(Row, Base):
+    """A key to the gateway. The secret itself is nowhere: its digest is enough to know it again."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (*keys(("key_id",)), Index(None, "key_id"))
+
+    key_id: Mapped[str] = mapped_column(String(16))
+    """The key's public part, by which it is found, listed and revoked."""
+    name: Mapped[str] = mapped_column(NAME)
+    """What it is for."""
+    token_sha256: Mapped[str] = mapped_column(DIGEST)
+    """Digest of the whole key; 256 random bits need no slow hash."""
+    corpora: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """Corpora that it opens; None for all of the tenant's."""
+    operator: Mapped[bool] = mapped_column(Boolean)
+    """Whether it may load, pin, promote and roll back."""
+    requests_per_minute: Mapped[int | None]
+    """None for no limit."""
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    @validates("name")
+    def _is_a_name(self, field: str, value: str) -> str:
+        return valid_name(value, "key name")

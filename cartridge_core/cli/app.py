@@ -20,6 +20,10 @@ EXTRAS = {
     "prefect": "flows",
     "peft": "peft",
     "psycopg": "postgres",
+    "fastapi": "gateway",
+    "prometheus_client": "gateway",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
 }
 """Which extra brings a module that the light base does without."""
 

@@ -1,0 +1,253 @@
+"""What operators do: look at Cartridges, load, pin and unload them, promote and roll back."""
+
+import asyncio
+import importlib.util
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from cartridge_core.catalog import CHAMPION, Catalog, CatalogEntry, find_cartridge, list_cartridges
+from cartridge_core.publishing import Promotion, promote, rollback
+from cartridge_core.serving.caller import Caller
+from cartridge_core.serving.errors import ForbiddenError, ServingError, UnknownModelError
+from cartridge_core.serving.gateway import Gateway
+from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single, unknown_model
+from cartridge_core.serving.resolver import ResolvedCartridge, resolved_of
+from cartridge_core.settings import Settings
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Named(_Body):
+    """A Cartridge by name."""
+
+    model: str = Field(min_length=1, max_length=512)
+    """`corpus`, `corpus@alias` or `corpus:version`."""
+
+
+class Pinning(Named):
+    """A Cartridge to keep in memory, or no longer."""
+
+    pinned: bool = True
+
+
+class Promoting(_Body):
+    """An alias to move."""
+
+    corpus: str
+    reference: str | None = None
+    """A version, an alias or the start of a digest; the newest Cartridge where nobody says."""
+    alias: str = CHAMPION
+    force: bool = False
+    """Whatever the gate says; that is written down."""
+    reason: str = ""
+
+
+class RollingBack(_Body):
+    """An alias to move back."""
+
+    corpus: str
+    alias: str = CHAMPION
+    reason: str = ""
+
+
+class GateRefusedError(ServingError):
+    """The promotion gate left the alias where it was."""
+
+    status, kind, code = 409, "invalid_request_error", "gate_refused"
+
+
+class Operations:
+    """What the endpoints do.
+
+    Args:
+        gateway: Whose Cartridges.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def caller(self, request: Request) -> Caller:
+        """An operator, with a key that says so.
+
+        Raises:
+            UnauthorizedError, ForbiddenError: Anybody else.
+        """
+        caller = await self._gateway.caller(request)
+        caller.check_operator()
+        return caller
+
+    async def cartridges(self, caller: Caller) -> list[dict[str, Any]]:
+        """All registered Cartridges of the caller's corpora, and which are in memory."""
+        resident = {
+            one.cartridge.digest: one
+            for one in await self._gateway.engine.residents()
+            if one.cartridge.tenant == caller.tenant
+        }
+
+        def listed() -> list[CatalogEntry]:
+            with self._gateway.catalogue.open().session(read_only=True) as session:
+                return list_cartridges(session, caller.tenant)
+
+        return [
+            {
+                "model": f"{entry.corpus}:{entry.version}",
+                "digest": entry.digest,
+                "base_model": entry.base_model.id,
+                "served_here": entry.base_model == self._gateway.model.identity,
+                "status": entry.status.value,
+                "aliases": list(entry.aliases),
+                "num_tokens": entry.num_tokens,
+                "kv_bytes": entry.kv_bytes,
+                "resident": entry.digest in resident,
+                "pinned": entry.digest in resident and resident[entry.digest].pinned,
+                "in_use": resident[entry.digest].in_use if entry.digest in resident else 0,
+            }
+            for entry in await asyncio.to_thread(listed)
+            if caller.may_use(entry.corpus)
+        ]
+
+    async def load(self, caller: Caller, body: Named) -> dict[str, Any]:
+        """Load a Cartridge before anybody asks for it."""
+        cartridge = await self._resolved(caller, body.model)
+        await self._gateway.engine.load(cartridge)
+        return cartridge.describe() | {"resident": True}
+
+    async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
+        """Load a Cartridge and keep it, or let it go like others."""
+        cartridge = await self._resolved(caller, body.model)
+        await self._gateway.engine.pin(cartridge, body.pinned)
+        return cartridge.describe() | {"pinned": body.pinned}
+
+    async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
+        """Drop a Cartridge from memory; answers that are being written keep it."""
+        cartridge = await self._resolved(caller, body.model)
+        await self._gateway.engine.unload(cartridge.digest)
+        return cartridge.describe() | {"resident": False}
+
+    async def promote(self, caller: Caller, body: Promoting) -> dict[str, Any]:
+        """Move an alias, through the gate; the Cartridge is loaded first, so that nobody waits for it."""
+        settings = self._settings(caller, body.corpus)
+        target = await asyncio.to_thread(self._target, settings, body)
+        if target is not None and target.base_model == self._gateway.model.identity:
+            await self._gateway.engine.load(target)
+
+        def move() -> Promotion:
+            return promote(
+                settings,
+                body.corpus,
+                body.reference,
+                alias=body.alias,
+                force=body.force,
+                reason=body.reason,
+                actor=_actor(caller),
+            )
+
+        return self._moved(await asyncio.to_thread(move))
+
+    async def rollback(self, caller: Caller, body: RollingBack) -> dict[str, Any]:
+        """Move an alias back to where it pointed before."""
+        settings = self._settings(caller, body.corpus)
+
+        def move() -> Promotion:
+            return rollback(settings, body.corpus, alias=body.alias, reason=body.reason, actor=_actor(caller))
+
+        return self._moved(await asyncio.to_thread(move))
+
+    async def _resolved(self, caller: Caller, name: str) -> ResolvedCartridge:
+        reference = single(parse_model_name(name, self._gateway.model.identity.id))
+        if reference is None:
+            raise UnknownModelError(f"{name!r} is the base model, not a Cartridge.", "Name a corpus.", param="model")
+        caller.check(reference)
+        return await self._gateway.resolver.resolve(caller.tenant, reference)
+
+    def _settings(self, caller: Caller, corpus: str) -> Settings:
+        """Settings of the caller's tenant, with the database role that may write."""
+        if not caller.may_use(corpus):
+            raise unknown_model(str(CorpusReference(corpus)))
+        if importlib.util.find_spec("mlflow") is None:
+            # Asked before anything moves: an alias must not be left half shown.
+            raise ForbiddenError(
+                "This gateway was installed without the registry, so it moves no aliases.",
+                "Use `cartridge promote`, or install the extra `registry` here.",
+            )
+        config, settings = self._gateway.config, self._gateway.settings
+        url = config.operator_catalog_url or settings.catalog_url
+        return settings.model_copy(update={"tenant": caller.tenant, "catalog_url": url})
+
+    def _target(self, settings: Settings, body: Promoting) -> ResolvedCartridge | None:
+        with Catalog(settings) as catalog, catalog.session(read_only=True) as session:
+            if body.reference is not None:
+                return resolved_of(find_cartridge(session, settings.tenant, body.corpus, body.reference))
+            newest = list_cartridges(session, settings.tenant, body.corpus)
+            return resolved_of(newest[0]) if newest else None
+
+    def _moved(self, promotion: Promotion) -> dict[str, Any]:
+        decision = promotion.decision
+        if promotion.refused:
+            raise GateRefusedError(
+                f"The gate refused: {decision.sentence if decision else ''}", "Promote another one, or send force."
+            )
+        # Others see it after `fresh_s`; this gateway at once.
+        self._gateway.resolver.forget()
+        return {
+            "corpus": promotion.entry.corpus,
+            "alias": promotion.alias,
+            "moved": promotion.moved,
+            "version": promotion.entry.version,
+            "digest": promotion.entry.digest,
+            "gate": None if decision is None else decision.model_dump(mode="json"),
+            "projection_error": promotion.projection_error,
+        }
+
+
+def operator_routes(gateway: Gateway) -> APIRouter:
+    """The endpoints below /admin.
+
+    Args:
+        gateway: Whose Cartridges.
+    """
+    router = APIRouter(prefix="/admin", tags=["operators"])
+    operations = Operations(gateway)
+    Operator = Annotated[Caller, Depends(operations.caller)]
+
+    @router.get("/cartridges")
+    async def cartridges(caller: Operator) -> dict[str, Any]:
+        """List registered Cartridges, and what the cache did."""
+        counts = asdict(gateway.engine.cache_counts())
+        return {"cartridges": await operations.cartridges(caller), "cache": counts}
+
+    @router.post("/cartridges/load")
+    async def load(body: Named, caller: Operator) -> dict[str, Any]:
+        """Load a Cartridge into memory."""
+        return await operations.load(caller, body)
+
+    @router.post("/cartridges/pin")
+    async def pin(body: Pinning, caller: Operator) -> dict[str, Any]:
+        """Keep a Cartridge in memory, or no longer."""
+        return await operations.pin(caller, body)
+
+    @router.post("/cartridges/unload")
+    async def unload(body: Named, caller: Operator) -> dict[str, Any]:
+        """Drop a Cartridge from memory."""
+        return await operations.unload(caller, body)
+
+    @router.post("/promote")
+    async def promote_cartridge(body: Promoting, caller: Operator) -> dict[str, Any]:
+        """Move an alias, if the gate lets the Cartridge pass."""
+        return await operations.promote(caller, body)
+
+    @router.post("/rollback")
+    async def roll_back(body: RollingBack, caller: Operator) -> dict[str, Any]:
+        """Move an alias back."""
+        return await operations.rollback(caller, body)
+
+    return router
+
+
+def _actor(caller: Caller) -> str:
+    return f"key {caller.key_id}"

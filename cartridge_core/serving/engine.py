@@ -1,0 +1,121 @@
+"""What the gateway asks of whatever computes: a model in this process, or servers behind HTTP."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from cartridge_core.serving.cache import CacheCounts, Resident
+from cartridge_core.serving.resolver import ResolvedCartridge
+from cartridge_core.serving.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to answer, rendered and resolved."""
+
+    request_id: str
+    tenant: str
+    prompt_token_ids: tuple[int, ...]
+    """What follows the Cartridge; everything, BOS included, where there is none."""
+    sampling: SamplingParams
+    cartridge: ResolvedCartridge | None = None
+    """What stands in front; None for nothing."""
+    n: int = 1
+    """Answers to write."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the request as the client sent them; only names that the engine's `features` hold."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token taken, and the likeliest ones at its place. Log-probs are those of temperature 1."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+    """Text and log-prob, likeliest first."""
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one answer since its last piece."""
+
+    text: str
+    index: int = 0
+    """Which of the request's answers."""
+    num_tokens: int = 1
+    """Tokens written since the last piece, an end token included."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    """Set on an answer's last piece."""
+
+
+@dataclass(frozen=True)
+class EngineHealth:
+    """How an engine is doing."""
+
+    ready: bool
+    reason: str = ""
+    """Why it is not ready."""
+    running: int = 0
+    """Answers being written."""
+    waiting: int = 0
+    """Answers not begun."""
+
+
+class Engine(Protocol):
+    """Writes answers behind Cartridges.
+
+    The gateway renders, resolves and counts; an engine loads and computes. It may be asked about any number of requests
+    at once.
+    """
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Names of request fields beyond `SamplingParams` that it understands, such as `response_format`."""
+        ...
+
+    async def start(self) -> None:
+        """Get ready; called once, before anything else."""
+        ...
+
+    async def close(self) -> None:
+        """Stop; answers that are still being written fail with `EngineError`."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """Write the answers, piece by piece; closing or cancelling the iterator aborts them.
+
+        Raises:
+            NotLoadedError, ArtifactUnavailableError, DamagedCartridgeError: Before the first piece.
+            OverloadedError: Too many wait, before the first piece.
+            EngineError: It failed, possibly in the middle.
+        """
+        ...
+
+    async def health(self) -> EngineHealth:
+        """How it is doing."""
+        ...
+
+    async def load(self, cartridge: ResolvedCartridge) -> None:
+        """Make a Cartridge ready before anybody asks for it."""
+        ...
+
+    async def pin(self, cartridge: ResolvedCartridge, pinned: bool) -> None:
+        """Keep a Cartridge ready whatever comes, or no longer."""
+        ...
+
+    async def unload(self, digest: str) -> None:
+        """Let a Cartridge go."""
+        ...
+
+    async def residents(self) -> Sequence[Resident]:
+        """Cartridges that are ready."""
+        ...
+
+    def cache_counts(self) -> CacheCounts:
+        """Hits, loads and evictions so far."""
+        ...

@@ -1,0 +1,71 @@
+"""The corpora as models, for GET /v1/models."""
+
+from typing import Any
+
+from cartridge_core.serving.caller import Caller
+from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single
+from cartridge_core.serving.prompt import ServedModel
+from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
+
+
+class ModelList:
+    """What can be written as `model`.
+
+    Args:
+        model: The base model.
+        resolver: Knows the corpora.
+    """
+
+    def __init__(self, model: ServedModel, resolver: Resolver) -> None:
+        self._model, self._resolver = model, resolver
+
+    async def entries(self, caller: Caller) -> list[dict[str, Any]]:
+        """The base model, then every corpus with each of its aliases.
+
+        Raises:
+            CatalogDownError: The catalog does not answer.
+        """
+        corpora = await self._resolver.corpora(caller.tenant)
+        return [
+            self._base(),
+            *(
+                _entry(str(CorpusReference(corpus.name, cartridge.alias)), cartridge, corpus.created)
+                for corpus in corpora
+                if caller.may_use(corpus.name)
+                for cartridge in corpus.cartridges
+            ),
+        ]
+
+    async def entry(self, caller: Caller, name: str) -> dict[str, Any]:
+        """One of them, or a version.
+
+        Raises:
+            ServingError: It is none that this caller could ask.
+        """
+        reference = single(parse_model_name(name, self._model.identity.id))
+        if reference is None:
+            return self._base()
+        caller.check(reference)
+        cartridge = await self._resolver.resolve(caller.tenant, reference)
+        corpora = {corpus.name: corpus.created for corpus in await self._resolver.corpora(caller.tenant)}
+        return _entry(str(reference), cartridge, corpora.get(reference.corpus, 0))
+
+    def _base(self) -> dict[str, Any]:
+        identity = self._model.identity
+        return {
+            "id": identity.id,
+            "object": "model",
+            "created": 0,
+            "owned_by": "base",
+            "metadata": {"revision": identity.revision, "context_length": self._model.max_positions},
+        }
+
+
+def _entry(name: str, cartridge: ResolvedCartridge, created: int) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": cartridge.tenant,
+        "metadata": cartridge.describe() | {"aliases": list(cartridge.aliases), "registered_at": cartridge.created_at},
+    }

@@ -1,0 +1,106 @@
+"""Operators over HTTP: memory, and aliases that are moved with the gate watching."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cartridge_core.catalog import alias_history, catalog_session
+from cartridge_core.catalog.api_keys import create_api_key
+from tests.conftest import build_tiny_base
+from tests.serving.shop import Running, Shop, serving, text_of
+
+
+class Operator:
+    """Somebody with an operator's key."""
+
+    def __init__(self, server: Running, token: str) -> None:
+        self.server, self.headers = server, {"authorization": f"Bearer {token}"}
+
+    def get(self) -> dict[str, dict[str, Any]]:
+        reply = self.server.client.get("/admin/cartridges", headers=self.headers)
+        assert reply.status_code == 200, reply.text
+        return {one["model"]: one for one in reply.json()["cartridges"]}
+
+    def post(self, path: str, status: int = 200, **body: Any) -> dict[str, Any]:
+        reply = self.server.client.post(f"/admin/{path}", json=body, headers=self.headers)
+        assert reply.status_code == status, reply.text
+        found: dict[str, Any] = reply.json()
+        return found
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    shop = Shop(build_tiny_base("qwen2"), tmp_path)
+    shop.add("clinic", 1, "champion")
+    shop.add("clinic", 2)
+    shop.add("secret", 1, "champion", tenant="acme")
+    return shop
+
+
+def token(shop: Shop, **more: Any) -> str:
+    with catalog_session(shop.settings) as session:
+        return create_api_key(session, "default", "ops", **more)[1]
+
+
+def test_only_operators(shop: Shop) -> None:
+    with serving(shop) as server:
+        # Without any key there are no operators either.
+        assert server.client.get("/admin/cartridges").status_code == 403
+        assert server.client.post("/admin/promote", json={"corpus": "clinic"}).status_code == 403
+    plain = token(shop)
+    with serving(shop) as server:
+        assert server.client.get("/admin/cartridges").status_code == 401
+        user = Operator(server, plain)
+        for path in ("promote", "rollback"):
+            assert user.post(path, 403, corpus="clinic")["error"]["code"] == "insufficient_permissions"
+        for path in ("load", "pin", "unload"):
+            assert user.post(f"cartridges/{path}", 403, model="clinic")["error"]["code"] == "insufficient_permissions"
+
+
+def test_memory(shop: Shop) -> None:
+    key = token(shop, operator=True)
+    one = 9 * sum(2 * s.num_kv_heads * s.head_dim for s in shop.base.layer_specs) * 4
+    with serving(shop, cache_bytes=one) as server:
+        operator = Operator(server, key)
+        assert set(operator.get()) == {"clinic:1", "clinic:2"}
+        operator.post("cartridges/load", model="clinic:2")
+        assert [(c["resident"], c["pinned"]) for c in operator.get().values()] == [(True, False), (False, False)]
+        operator.post("cartridges/pin", model="clinic:2")
+        # There is room for one, and that one is pinned.
+        assert server.error(503, key=key, model="clinic:1")["code"] == "cartridge_not_loaded"
+        operator.post("cartridges/pin", model="clinic:2", pinned=False)
+        server.answer(key=key, model="clinic:1")
+        assert [c["model"] for c in operator.get().values() if c["resident"]] == ["clinic:1"]
+        operator.post("cartridges/unload", model="clinic")
+        assert not any(c["resident"] for c in operator.get().values())
+        assert operator.post("cartridges/unload", 404, model="clinic")["error"]["code"] == "model_not_found"
+        assert operator.post("cartridges/load", 404, model="secret")["error"]["code"] == "model_not_found"
+        assert operator.post("cartridges/load", 404, model="tiny-qwen2")["error"]["code"] == "model_not_found"
+
+
+def test_promote_and_roll_back(shop: Shop) -> None:
+    key = token(shop, operator=True)
+    with serving(shop, fresh_s=60) as server:
+        operator = Operator(server, key)
+        assert server.answer(key=key)["cartridge"]["version"] == 1
+        # It was graded, but the report is not there to be judged.
+        refused = operator.post("promote", 503, corpus="clinic", reference="2")
+        assert refused["error"]["code"] == "artifact_unavailable"
+        assert operator.post("promote", 404, corpus="clinic", reference="9")["error"]["code"] == "not_found"
+        assert operator.post("promote", 400, corpus="clinic", alias="latest")["error"]["code"] == "invalid_value"
+        assert operator.post("promote", 404, corpus="secret")["error"]["code"] == "not_found"
+        shop.point("clinic", 2)
+        assert server.answer(key=key)["cartridge"]["version"] == 1, "remembered for a minute"
+        rolled = operator.post("rollback", corpus="clinic", reason="wrong answers")
+        assert (rolled["moved"], rolled["version"]) == (True, 1)
+        assert text_of(server.answer(key=key)) == shop.expected("clinic", 1).text
+        assert operator.post("rollback", 404, corpus="clinic")["error"]["code"] == "not_found"
+        with catalog_session(shop.settings, read_only=True) as session:
+            last = alias_history(session, "default", "clinic")[-1]
+        assert last.action == "rollback" and last.reason == "wrong answers"
+        assert last.actor.startswith("key ")
+    scoped = token(shop, operator=True, corpora=["law"])
+    with serving(shop) as server:
+        assert Operator(server, scoped).post("rollback", 404, corpus="clinic")["error"]["code"] == "model_not_found"
+        assert Operator(server, scoped).get() == {}
