@@ -15,7 +15,7 @@ from cartridge_core.initialization.options import (
 )
 
 DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 2.0}
-"""By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); an update of levelled spectrum has another scale."""
+"""By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); Muon's updates have another scale."""
 DEFAULT_VALUE_RATIOS: dict[str, float] = {"adamw": 1.0, "muon": 2.0}
 """By optimizer. Keys decide what is found, values what is said: the former bear smaller steps."""
 
