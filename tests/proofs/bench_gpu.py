@@ -6,6 +6,7 @@ transformers and a CUDA device; no network.
 """
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -52,6 +53,9 @@ def measure_shape(
     shape: LlamaShape, modes: Sequence[str], base_config: TrainingConfig, device: torch.device, rate: float, **more: Any
 ) -> dict[str, float]:
     """All modes of a shape, and the best share of the matrix rate among them."""
+    # What was compiled for another shape would count against this one's limit, and may hold on to its weights.
+    torch._dynamo.reset()
+    gc.collect()
     base = random_model(shape, device, torch.bfloat16)
     conversations = more.pop("conversations", SyntheticConversations(shape.vocab_size))
     figures: dict[str, float] = {}
