@@ -92,6 +92,7 @@ def main() -> int:
             command = [sys.executable, "-m", "tests.proofs.mode_costs", *same, "--one", mode]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(mode, rows[-1], file=sys.stderr, flush=True)
     names = list(seen[options.modes[0]][0])
     table = Table(title=f"{options.model}, {options.threads} threads, {time.time() - started:.0f} s")
     for column in ("mode", *names):
