@@ -9,6 +9,7 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 SERVE_FLAGS ?=
 QUICKSTART_FLAGS ?=
+BENCH_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model wheel clean distclean
+.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,15 @@ types: $(STAMP)  ## Type checks
 
 reference-model: $(STAMP)  ## Train the shipped reference model from scratch (two CPU cores: about 35 minutes)
 	$(BIN)/python -m cartridge_core.reference.train
+
+bench-train: $(STAMP)  ## Tokens trained a second, against peft's CARTRIDGE: about 5 minutes on two idle cores
+	$(BIN)/python -m tests.proofs.bench_train $(BENCH_FLAGS)
+
+bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and seconds to its loss (about two hours)
+	$(BIN)/python -m tests.proofs.bench_recipe $(BENCH_FLAGS)
+
+bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
+	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
 
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

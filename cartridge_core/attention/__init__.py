@@ -10,7 +10,7 @@ rows that hold several texts blind to each other (`packed_behind`: training). Bo
 can also go through FlexAttention (`flex`), which is what a GPU wants.
 """
 
-from cartridge_core.attention.interface import NAME, behind, install, packed_behind
+from cartridge_core.attention.interface import NAME, behind, install, left_uncompiled, packed_behind
 from cartridge_core.attention.kernel import Kernel, choose_kernel
 
-__all__ = ["NAME", "Kernel", "behind", "choose_kernel", "install", "packed_behind"]
+__all__ = ["NAME", "Kernel", "behind", "choose_kernel", "install", "left_uncompiled", "packed_behind"]

@@ -92,6 +92,20 @@ def install(model: "PreTrainedModel") -> None:
 
 
 @contextmanager
+def left_uncompiled() -> Iterator[None]:
+    """Inside, compiled layers call the attention as it is; `flex` is compiled by itself.
+
+    Followed into it, the compiler would make each layer anew, because this asks which layer it is, and give up after
+    the eighth. Left out, all layers share what is compiled for the first.
+    """
+    register(NAME, torch.compiler.disable(_attention))
+    try:
+        yield
+    finally:
+        register(NAME, _attention)
+
+
+@contextmanager
 def behind(
     prefix: PrefixKV, layers: Sequence[LayerSpec], query_index: Tensor, slot_index: Tensor
 ) -> Iterator[dict[str, Any]]:

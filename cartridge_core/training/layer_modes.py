@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from cartridge_core.attention import left_uncompiled
 from cartridge_core.errors import UnsupportedModelError
 from cartridge_core.models import BaseModel
 from cartridge_core.training.sharding import decoder_layers
@@ -75,7 +76,7 @@ def _checkpointed(config: Any, function: Any, *inputs: Any) -> Any:
 
 @contextmanager
 def compiled_layers(base: BaseModel, wanted: bool) -> Iterator[None]:
-    """Inside, each layer is compiled at its first pass (`torch.compile`, with lengths that may change).
+    """Inside, layers are compiled at the first pass, all but their attention (`torch.compile`; lengths may change).
 
     Args:
         base: The model.
@@ -88,7 +89,8 @@ def compiled_layers(base: BaseModel, wanted: bool) -> Iterator[None]:
     for layer in layers:
         layer.compile(dynamic=True)
     try:
-        yield
+        with left_uncompiled():
+            yield
     finally:
         for layer in layers:
             layer._compiled_call_impl = None

@@ -1,7 +1,12 @@
-"""Packed training on a GPU: compiled FlexAttention, the dense fallback, and the CPU's own numbers."""
+"""Packed training on a GPU: compiled FlexAttention, the dense fallback, and the CPU's own numbers.
+
+Nothing here has been run yet: no machine with CUDA was at hand.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +14,19 @@ import torch
 from cartridge_core.attention import choose_kernel
 from cartridge_core.models import BaseModel, from_parts
 from cartridge_core.prefix_kv import PrefixKV
+from cartridge_core.training.base_weights import hold_in_float8
+from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.distillation import packed_loss
+from cartridge_core.training.layer_modes import compiled_layers
 from cartridge_core.training.packed_rows import pack_rows
+from cartridge_core.training.ranks import ALONE
+from cartridge_core.training.state import TrainingState
+from cartridge_core.training.step import batch_gradient
+from tests.proofs.bench_gpu import main
+from tests.proofs.cpu_equality import difference_from_cpu
+from tests.proofs.llama_shapes import TINY, LlamaShape, random_model
+from tests.proofs.llama_shapes import random_prefix as prefix_of_length
+from tests.proofs.synthetic_conversations import SyntheticConversations
 from tests.training.test_packed_attention import build
 from tests.unpacked import check_equal, examples, random_prefix
 
@@ -83,3 +99,57 @@ def test_nothing_is_compiled_twice(on_gpu: Callable[[str], BaseModel]) -> None:
     step(examples()[:3])
     step(examples() * 4)
     assert counters["stats"]["unique_graphs"] == compiled
+
+
+LLAMA_3_HEADS = LlamaShape("heads", 768, 512, 2, 6, 2, 128, 512, tied=True, rope_factor=32.0)
+"""Head width and group size of Llama-3.2-3B: three query heads a KV head are no power of two."""
+CONFIG = TrainingConfig(num_tokens=200, row_tokens=256, micro_batch_tokens=512)
+
+
+@pytest.mark.parametrize("shape", [TINY, LLAMA_3_HEADS], ids=lambda shape: shape.name)
+def test_the_configured_step_equals_the_cpu(shape: LlamaShape) -> None:
+    loss, gradient = difference_from_cpu(torch.device("cuda"), shape)
+    assert loss < 1e-4
+    assert gradient < 1e-3
+
+
+def step_on(
+    device: str, dtype: torch.dtype = torch.float32, weights: str = "as made", **more: Any
+) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of a training step, `weights` being what every variant starts from."""
+    # Made in its type and not cast: that would take the digits of RoPE's frequencies too.
+    base = random_model(LLAMA_3_HEADS, torch.device(device), dtype)
+    base.model.load_state_dict(random_model(LLAMA_3_HEADS, torch.device("cpu"), torch.float32).model.state_dict())
+    if weights == "float8":
+        hold_in_float8(base.model)
+    config = CONFIG.model_copy(update={"precision": "float32", **more})
+    state = TrainingState(prefix_of_length(base, CONFIG.num_tokens), config, base.device)
+    examples = SyntheticConversations(LLAMA_3_HEADS.vocab_size, 6, (3, 40), (3, 60)).batch(0)
+    with compiled_layers(base, config.compile):
+        loss = batch_gradient(base, state, examples, config, ALONE).loss
+    gradients = [master.grad for master in state.prefix.parameters() if master.grad is not None]
+    return loss, torch.cat([gradient.flatten().cpu() for gradient in gradients])
+
+
+@pytest.mark.parametrize("weights", ["as made", "float8"])
+def test_half_precision_weights_are_close_to_the_cpu(weights: str) -> None:
+    exact, rough = step_on("cpu"), step_on("cuda", torch.bfloat16, weights)
+    assert rough[0] == pytest.approx(exact[0], rel=0.02)
+    assert torch.nn.functional.cosine_similarity(rough[1], exact[1], dim=0) > (0.99 if weights == "as made" else 0.97)
+
+
+@pytest.mark.parametrize("change", [{"compile": True}, {"activation_checkpointing": True}], ids=str)
+def test_other_ways_through_the_layers_give_the_same_gradient(change: dict[str, bool]) -> None:
+    plain, other = step_on("cuda"), step_on("cuda", **change)
+    assert other[0] == pytest.approx(plain[0], rel=1e-5)
+    assert (other[1] - plain[1]).norm() < 1e-3 * plain[1].norm()
+
+
+def test_a_micro_batch_more_or_less_gives_the_same_gradient() -> None:
+    plain, parted = step_on("cuda"), step_on("cuda", micro_batch_tokens=256)
+    assert parted[0] == pytest.approx(plain[0], rel=1e-5)
+    assert (parted[1] - plain[1]).norm() < 1e-3 * plain[1].norm()
+
+
+def test_the_bench_runs_at_a_toy_size(tmp_path: Path) -> None:
+    assert main(["--tiny", "--steps", "2", "--output", str(tmp_path)]) == 0

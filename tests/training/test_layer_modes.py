@@ -1,6 +1,8 @@
 """Activation checkpointing, compiled layers and other weight types change how a step is made, not what it learns."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ from cartridge_core.dataset import ConversationDataset
 from cartridge_core.models import BaseModel
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.initial import initial_prefix
-from cartridge_core.training.layer_modes import recomputed_activations
+from cartridge_core.training.layer_modes import compiled_layers, recomputed_activations
 from cartridge_core.training.loop import train
 from cartridge_core.training.objective import distillation
 from cartridge_core.training.ranks import Ranks
 from cartridge_core.training.state import TrainingState
 from cartridge_core.training.step import batch_gradient
+from tests.proofs.llama_shapes import TINY, random_model, random_prefix
+from tests.proofs.synthetic_conversations import SyntheticConversations
 
 Study = Callable[..., ConversationDataset]
 
@@ -77,4 +81,21 @@ def test_compiled_layers_train_the_same(
     quick = train(base, corpus, study, config.model_copy(update={"compile": True}), tmp_path / "compiled")
     seen, wanted = ([point.loss for point in run.curve.train] for run in (quick, plain))
     assert seen == pytest.approx(wanted, rel=1e-4)
+    assert base.model.get_decoder().layers[0]._compiled_call_impl is None
+
+
+def test_many_layers_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler gives up on a function that it had to compile eight times: each layer must not count as one."""
+    # No code is made: what is compiled, and how often, is decided before.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    base = random_model(dataclasses.replace(TINY, num_layers=12), torch.device("cpu"), torch.float32)
+    conversations = SyntheticConversations(TINY.vocab_size, 4, (3, 20), (3, 20))
+    config = TrainingConfig(num_tokens=16, precision="float32")
+    state = TrainingState(random_prefix(base, 16), config, base.device)
+    plain = batch_gradient(base, state, conversations.batch(0), config, Ranks()).loss
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), compiled_layers(base, True):
+        losses = [batch_gradient(base, state, conversations.batch(step), config, Ranks()).loss for step in (0, 1, 2)]
+    assert losses[0] == pytest.approx(plain, rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert base.model.get_decoder().layers[0]._compiled_call_impl is None
