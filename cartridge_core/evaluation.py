@@ -87,7 +87,7 @@ class ArmResult(BaseModel):
     num_tokens: int
     """Tokens in front of the question."""
     kv_bytes: int
-    """Bytes of their keys and values in the base model's stored type, which is what memory ratios compare."""
+    """Bytes of their keys and values in the base model's stored type; memory ratios compare `memory_bytes`."""
     stored_bytes: int | None = None
     """Bytes on disk of a quantised Cartridge, which takes `kv_bytes` in memory; None for any other arm."""
     cartridge_digest: str | None = None
