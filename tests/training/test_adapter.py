@@ -1,5 +1,6 @@
 """LoRA adapters: PEFT's files, the base model given back, and training on what a Cartridge is trained on."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from cartridge_core.training.adapter import Adapter
 from cartridge_core.training.adapter_config import AdapterConfig
 from cartridge_core.training.adapter_layers import adapted_layers, adapter_bytes, equal_memory_rank, injected
 from cartridge_core.training.adapter_loop import ADAPTER, AdapterResult, train_adapter
+from cartridge_core.training.base_weights import hold_in_float8
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.distillation import packed_loss
 from cartridge_core.training.objective import distillation
@@ -353,3 +355,11 @@ def test_answers_come_from_the_adapter_in_batches_too(
         alone = [generate(base, None, [prompt], asked)[0].token_ids for prompt in prompts]
     assert together == alone != bare
     assert json.loads(json.dumps(dict(trained[0].adapter.config)))["peft_type"] == "LORA"
+
+
+def test_a_base_without_plain_layers_is_refused(tiny_base: Callable[[str], BaseModel]) -> None:
+    base = tiny_base("llama")
+    held = replace(base, model=copy.deepcopy(base.model))
+    hold_in_float8(held.model)
+    with pytest.raises(TrainingError, match=r"no linear layer to adapt.* Hold its weights in another type than float8"):
+        adapted_layers(held, "all-linear")
