@@ -87,21 +87,28 @@ class ArmResult(BaseModel):
     num_tokens: int
     """Tokens in front of the question."""
     kv_bytes: int
-    """Bytes of their keys and values in the base model's stored type, which is what memory ratios compare."""
+    """Bytes of their keys and values in the base model's stored type; memory ratios compare `memory_bytes`."""
     stored_bytes: int | None = None
     """Bytes on disk of a quantised Cartridge, which takes `kv_bytes` in memory; None for any other arm."""
     cartridge_digest: str | None = None
     """The Cartridge that was graded, for a trained arm."""
+    adapter_bytes: int | None = None
+    """Bytes of the weights that a LoRA arm adds to the model, in its stored type; None for any other arm."""
     seconds: float
     """Wall time of the arm's answers."""
     rows: tuple[QuestionRow, ...] = Field(default=(), exclude=True, repr=False)
     """One row a question in the questions' order; kept beside a report, not in it."""
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the arm takes beside the model: keys and values in front of the question, and an adapter's weights."""
+        return self.kv_bytes + (self.adapter_bytes or 0)
+
     @model_serializer(mode="wrap")
     def _without_what_does_not_apply(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Left out rather than null: reports written before there was quantisation keep their digests.
+        # Left out rather than null: reports written before there were quantisation and adapters keep their digests.
         content: dict[str, Any] = handler(self)
-        return {k: v for k, v in content.items() if v is not None or k != "stored_bytes"}
+        return {k: v for k, v in content.items() if v is not None or k not in ("stored_bytes", "adapter_bytes")}
 
 
 def evaluate(
@@ -147,14 +154,15 @@ def evaluate(
         for index, prompt in enumerate(prompts)
         if len(prompt) > room
     }
-    replies = generate(
-        base,
-        arm.prefix,
-        [prompts[index] for index in asked],
-        GenerationConfig(max_new_tokens=config.max_new_tokens),
-        progress=lambda done, total, what: progress(done, total, f"{arm.name}: {what}"),
-        batch_size=config.batch_size,
-    )
+    with arm.applied():
+        replies = generate(
+            base,
+            arm.prefix,
+            [prompts[index] for index in asked],
+            GenerationConfig(max_new_tokens=config.max_new_tokens),
+            progress=lambda done, total, what: progress(done, total, f"{arm.name}: {what}"),
+            batch_size=config.batch_size,
+        )
     for index, reply in zip(asked, replies, strict=True):
         verdict = benchmark.score(questions[index], reply.text)
         rows[index] = QuestionRow(
@@ -188,6 +196,7 @@ def _summary(
         kv_bytes=arm.kv_bytes,
         stored_bytes=arm.stored_bytes,
         cartridge_digest=arm.cartridge_digest,
+        adapter_bytes=arm.adapter_bytes,
         seconds=round(seconds, 3),
         rows=tuple(rows),
     )
@@ -208,6 +217,7 @@ def _does_not_fit(arm: Arm, n: int, benchmark: Benchmark) -> ArmResult:
         kv_bytes=arm.kv_bytes,
         stored_bytes=arm.stored_bytes,
         cartridge_digest=arm.cartridge_digest,
+        adapter_bytes=arm.adapter_bytes,
         seconds=0.0,
     )
 

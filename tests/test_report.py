@@ -316,3 +316,23 @@ def test_a_report_can_be_about_another_of_its_cartridges(quantized: EvaluationRe
         quantized.about("fp8")
     with pytest.raises(EvaluationError, match="rows are not at hand"):
         EvaluationReport.from_json(quantized.to_json()).about("int8")
+
+
+def test_an_adapter_is_counted_as_memory_beside_its_keys_and_values(report: EvaluationReport, tmp_path: Path) -> None:
+    lora = result("lora", 200, 1).model_copy(update={"adapter_bytes": 47 * 1024})
+    beside = report_of(*report.arms, lora)
+    assert (beside.cartridge_arm, lora.memory_bytes, lora.kv_bytes) == ("self_study", 48 * 1024, 1024)
+    comparison = beside.comparison("lora")
+    assert comparison is not None
+    assert (comparison.difference, comparison.memory_ratio) == (pytest.approx(22 / N), 1.0)
+    assert beside.figures()["self_study_minus_lora"] == comparison.difference
+    note = "Weights beside the model, counted in the memory column: LoRA adapter 47 KiB."
+    row = next(line for line in beside.markdown().splitlines() if line.startswith("| LoRA adapter"))
+    assert row.split(" | ")[-2:] == ["48 KiB", "77.3× |"]
+    assert note in beside.markdown()
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(beside.table())
+    assert note in " ".join(console.export_text().split())
+    assert beside.plot(tmp_path / "a.png").read_bytes() != report.plot(tmp_path / "b.png").read_bytes()
+    assert "adapter" not in report.markdown() + report.to_json()
+    assert EvaluationReport.from_json(beside.to_json()).arm("lora").adapter_bytes == 47 * 1024

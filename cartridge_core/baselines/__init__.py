@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cartridge_core.baselines.arm import ICL, ICL_TRUNCATED, NEXT_TOKEN, NO_CONTEXT, SELF_STUDY, Arm
+from cartridge_core.baselines.arm import ICL, ICL_TRUNCATED, LORA, NEXT_TOKEN, NO_CONTEXT, SELF_STUDY, Arm
 from cartridge_core.baselines.icl import icl_arm
 from cartridge_core.baselines.icl_truncated import icl_truncated_arm
+from cartridge_core.baselines.lora import lora_arm
 from cartridge_core.baselines.no_context import no_context_arm
 from cartridge_core.baselines.trained import trained_arm
 
@@ -22,4 +23,15 @@ BASELINES: dict[str, Callable[[BaseModel, Corpus, int], Arm]] = {
 }
 """Name to function of (base model, corpus, tokens of memory that the Cartridge takes): the arms without training."""
 
-__all__ = ["BASELINES", "ICL", "ICL_TRUNCATED", "NEXT_TOKEN", "NO_CONTEXT", "SELF_STUDY", "Arm", "trained_arm"]
+__all__ = [
+    "BASELINES",
+    "ICL",
+    "ICL_TRUNCATED",
+    "LORA",
+    "NEXT_TOKEN",
+    "NO_CONTEXT",
+    "SELF_STUDY",
+    "Arm",
+    "lora_arm",
+    "trained_arm",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ ICL = "icl"
 ICL_TRUNCATED = "icl_truncated"
 NEXT_TOKEN = "next_token"
 SELF_STUDY = "self_study"
+LORA = "lora"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Arm:
     """Bytes on disk of a quantised Cartridge; None for any other arm."""
     cartridge_digest: str | None = None
     """The Cartridge behind the prefix, if there is one."""
+    adapter_bytes: int | None = None
+    """Bytes of the weights that the arm adds to the model, in its stored type; None where it adds none."""
+    applied: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Inside of what it returns the base model is as the arm needs it; afterwards as it was."""
 
 
 def kv_bytes(base: BaseModel, num_tokens: int) -> int:

@@ -6,26 +6,29 @@ from typing import Annotated, Literal
 
 import typer
 
-from cartridge_core.baselines import NEXT_TOKEN, SELF_STUDY
+from cartridge_core.baselines import LORA, NEXT_TOKEN, SELF_STUDY
 from cartridge_core.benchmarks import load_questions
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import ConfigFile, CorpusName, Model, Version
 from cartridge_core.errors import EvaluationError
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.initialization.options import OPTIONS
+from cartridge_core.progress import Progress
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.settings import Settings
+from cartridge_core.stages.adapter import FittedAdapter, fit_adapter
 from cartridge_core.stages.build import EVALUATION
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.fit import FittedCartridge, find_cartridge, fit
-from cartridge_core.stages.grade import ALL_BASELINES, grade
+from cartridge_core.stages.grade import ALL_BASELINES, check_grading, grade
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus
 from cartridge_core.stages.initialization_fields import initialization_fields
 from cartridge_core.stages.quantization_cost import held_out_kl
 from cartridge_core.stages.questions import exam
 from cartridge_core.stages.registered import RegisteredCartridge, find_registered
 from cartridge_core.stages.size import default_num_tokens
-from cartridge_core.stages.study import find_dataset, study
+from cartridge_core.stages.study import StudiedDataset, find_dataset, study
+from cartridge_core.training.adapter_config import AdapterConfig
 from cartridge_core.training.config import TrainingConfig
 
 Questions = Annotated[Path | None, typer.Option(help="JSONL file of evaluation questions.")]
@@ -168,7 +171,19 @@ def evaluate(
     cartridge: Annotated[str, typer.Option(help="Cartridge: the beginning of its digest. Default: the newest.")] = "",
     next_token: Annotated[str, typer.Option(help="A next-token Cartridge to compare with: its digest.")] = "",
     benchmark: Annotated[str | None, typer.Option(help="closed_answer or free_answer.")] = None,
-    baseline: Annotated[list[str] | None, typer.Option(help="Baselines to grade too; may be repeated.")] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Baselines to grade too; may be repeated. Default: {', '.join(ALL_BASELINES)}. `{LORA}` trains a "
+            "LoRA adapter on what the Cartridge was distilled from (needs the extra peft)."
+        ),
+    ] = None,
+    lora_config: Annotated[
+        Path | None, typer.Option(help=f"TOML file of the adapter's fields: {', '.join(AdapterConfig.model_fields)}.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapter. Default: the one that takes the Cartridge's memory.")
+    ] = None,
     registered: Annotated[
         str, typer.Option(help="A registered one instead, such as an import: alias, version or digest. Records it.")
     ] = "",
@@ -186,8 +201,15 @@ def evaluate(
     on a registered Cartridge is added to its registration; of one that was trained here, `cartridge register` does it.
 
     Example: `cartridge evaluate handbook --questions exam.jsonl`
+
+    Example: `cartridge evaluate handbook --questions exam.jsonl --baseline lora`
     """
     settings = Settings()
+    with_lora = LORA in (baseline or ())
+    others = [name for name in baseline or ALL_BASELINES if name != LORA]
+    if not with_lora and (lora_config or lora_rank is not None):
+        raise EvaluationError("There is no adapter to configure.", f"Add `--baseline {LORA}`.")
+    lora = config_of(AdapterConfig, lora_config, rank=lora_rank)
     evaluation = config_of(EvaluationConfig, config) if config else EVALUATION
     source = find_corpus(settings, corpus, version)
     if registered and cartridge:
@@ -205,6 +227,8 @@ def evaluate(
         of = trained.dataset_digest if trained else None
         studied = find_dataset(settings, source, of) if of else None
         asked = exam(settings, source, studied, questions, benchmark, model, progress)
+        check_grading(arms, asked.questions, asked.benchmark, others, quantized or ())
+        adapter = _adapter(settings, source, studied, trained, lora, model, progress) if with_lora else None
         graded = grade(
             settings,
             source,
@@ -212,10 +236,11 @@ def evaluate(
             asked.questions,
             asked.benchmark,
             evaluation,
-            baseline or ALL_BASELINES,
+            others,
             model,
             progress,
             quantized or (),
+            adapter,
         )
         kl = held_out_kl(settings, source, studied, trained, quantized, model) if quantized and trained else {}
     if known:
@@ -229,10 +254,34 @@ def evaluate(
         "plot": graded.plot,
         "cached": graded.product.cached,
     } | ({"held_out_kl": kl} if kl else {})
+    told = adapter.product.facts if adapter else {}
+    if adapter:
+        value["lora"] = told | {"directory": adapter.folder, "cached": adapter.product.cached}
     rows = {
+        "LoRA": f"rank {told['rank']}, held out {told['held_out_kl']:.4f} nats at step {told['best_step']}"
+        if told
+        else None,
+        "LoRA folder": adapter.folder if adapter else None,
         "held-out KL": ", ".join(f"{name} {nats:.5f}" for name, nats in kl.items()) or None,
         "report": graded.product.directory,
         "plot": graded.plot,
         "digest": graded.digest,
     }
     show(value, as_json, report.table(), facts("", rows))
+
+
+def _adapter(
+    settings: Settings,
+    corpus: IngestedCorpus,
+    dataset: StudiedDataset | None,
+    cartridge: FittedCartridge | None,
+    config: AdapterConfig,
+    model: str | None,
+    progress: Progress,
+) -> FittedAdapter:
+    if cartridge is None:
+        raise EvaluationError(
+            "A registered Cartridge does not say how it was trained, so no adapter can be trained beside it.",
+            "Grade a Cartridge that was trained here, with `--cartridge`.",
+        )
+    return fit_adapter(settings, corpus, dataset, cartridge, config, model, progress)

@@ -28,7 +28,7 @@ class Comparison(BaseModel):
     intervals_overlap: bool
     """Whether the two arms' own 95% intervals share a point."""
     memory_ratio: float | None
-    """KV bytes of the other over KV bytes of the one; above 1 the one is smaller."""
+    """Memory of the other over memory of the one, an adapter's weights included; above 1 the one is smaller."""
 
 
 def compare_arms(arm: ArmResult, against: ArmResult, samples: int, seed: int) -> Comparison | None:
@@ -44,7 +44,7 @@ def compare_arms(arm: ArmResult, against: ArmResult, samples: int, seed: int) ->
         difference=arm.score - against.score,
         difference_interval=paired_difference(ours, theirs, samples, seed),
         intervals_overlap=arm.interval.overlaps(against.interval),
-        memory_ratio=against.kv_bytes / arm.kv_bytes if arm.kv_bytes else None,
+        memory_ratio=against.memory_bytes / arm.memory_bytes if arm.memory_bytes else None,
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cartridge_core import __version__
 from cartridge_core.atomic_file import atomic_file
-from cartridge_core.baselines import ICL, ICL_TRUNCATED, NEXT_TOKEN, SELF_STUDY
+from cartridge_core.baselines import ICL, ICL_TRUNCATED, LORA, NEXT_TOKEN, SELF_STUDY
 from cartridge_core.benchmarks import Benchmark, Question, questions_digest
 from cartridge_core.digest import digest_of
 from cartridge_core.errors import EvaluationError
@@ -172,7 +172,7 @@ class EvaluationReport(BaseModel):
             figures |= {"icl_tokens": icl.num_tokens, "memory_ratio": icl.kv_bytes / own.kv_bytes}
         if (to_icl := self.comparison(ICL)) and to_icl.ratio is not None:
             figures[f"{own.name}_over_{ICL}"] = to_icl.ratio
-        for other in (NEXT_TOKEN, ICL_TRUNCATED):
+        for other in (NEXT_TOKEN, ICL_TRUNCATED, LORA):
             if comparison := self.comparison(other):
                 figures[f"{own.name}_minus_{other}"] = comparison.difference
         return figures

@@ -13,7 +13,7 @@ from matplotlib.offsetbox import AnnotationBbox, TextArea, VPacker
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
 from cartridge_core.atomic_file import atomic_file
-from cartridge_core.baselines import ICL, ICL_TRUNCATED, NEXT_TOKEN, NO_CONTEXT
+from cartridge_core.baselines import ICL, ICL_TRUNCATED, LORA, NEXT_TOKEN, NO_CONTEXT
 from cartridge_core.report.label_placement import Anchor, Box, needs_leader, place_labels
 from cartridge_core.report.tables import human_bytes, percent, title
 
@@ -30,6 +30,7 @@ _STYLES = {
     ICL: ("#26477d", "s"),
     ICL_TRUNCATED: ("#5f7fb5", "s"),
     NEXT_TOKEN: ("#c46a12", "o"),
+    LORA: ("#a8324a", "^"),
 }
 _OTHER = ("#8c5fb0", "o")
 _DPI = 200
@@ -65,14 +66,14 @@ def plot_report(report: EvaluationReport, path: Path) -> Path:
 
 def _points(report: EvaluationReport) -> list[_Point]:
     """Arms with their place on the x axis; those of like memory stand a little apart where their intervals meet."""
-    positive = [arm.kv_bytes for arm in report.arms if arm.kv_bytes] or [1]
+    positive = [arm.memory_bytes for arm in report.arms if arm.memory_bytes] or [1]
     # A logarithmic axis has no zero: an arm without any cache stands left of all others, under a tick of its own.
     empty = min(positive) / 4
     span = math.log(4 * max(positive) / min(positive))
     points: list[_Point] = []
     # The Cartridge goes first, so that it is others that make way.
     for arm in sorted(report.arms, key=lambda arm: arm.name != report.cartridge_arm):
-        x = float(arm.kv_bytes or empty)
+        x = float(arm.memory_bytes or empty)
         while any(_touch(arm, x, other, 0.026 * span) for other in points):
             x *= math.exp(0.028 * span)
         own = arm.name == report.cartridge_arm
@@ -94,7 +95,7 @@ def _draw_axes(axes: Axes, points: list[_Point]) -> None:
     axes.set_xlim(2 ** (low - room), 2 ** (high + room))
     axes.set_ylim(-0.05, 1.05)
     step = max(1, math.ceil((high - low + 2 * room) / 8))
-    empty = min((point.x for point in points if not point.arm.kv_bytes), default=None)
+    empty = min((point.x for point in points if not point.arm.memory_bytes), default=None)
     first = math.ceil(low - room if empty is None else low + 1)
     ticks = [2.0**power for power in range(first, math.floor(high + room) + 1) if power % step == 0]
     if empty is not None:
@@ -113,9 +114,9 @@ def _draw_axes(axes: Axes, points: list[_Point]) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#b9c1c9")
-    axes.set_xlabel(
-        "Memory of keys and values in front of the question (log scale)", fontsize=10, color=_MUTED, labelpad=8
-    )
+    weights = ", or of an adapter's weights" if any(p.arm.adapter_bytes for p in points) else ""
+    label = f"Memory of keys and values in front of the question{weights} (log scale)"
+    axes.set_xlabel(label, fontsize=10, color=_MUTED, labelpad=8)
 
 
 def _draw_point(axes: Axes, point: _Point) -> None:
@@ -225,7 +226,9 @@ def _label_lines(point: _Point) -> list[Artist]:
     arm = point.arm
     result = percent(arm.score) if arm.fits else "does not fit"
     tokens = f"{arm.num_tokens:,} token{'' if arm.num_tokens == 1 else 's'}"
-    detail = f"{result} · {tokens} · {human_bytes(arm.kv_bytes)}"
+    if arm.adapter_bytes is not None:
+        tokens = "weights"
+    detail = f"{result} · {tokens} · {human_bytes(arm.memory_bytes)}"
     heading = {"fontsize": 11.5 if point.own else 10.5, "fontweight": "bold", "color": point.colour}
     return [TextArea(title(arm.name), textprops=heading), TextArea(detail, textprops={"fontsize": 9, "color": _MUTED})]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cartridge_core.baselines import ICL, ICL_TRUNCATED, NEXT_TOKEN, NO_CONTEXT, SELF_STUDY
+from cartridge_core.baselines import ICL, ICL_TRUNCATED, LORA, NEXT_TOKEN, NO_CONTEXT, SELF_STUDY
 
 if TYPE_CHECKING:
     from cartridge_core.evaluation import ArmResult
@@ -19,6 +19,7 @@ TITLES = {
     ICL_TRUNCATED: "ICL, truncated",
     NEXT_TOKEN: "Cartridge, next-token",
     SELF_STUDY: "Cartridge, self-study",
+    LORA: "LoRA adapter",
 }
 """What arms are called where people read."""
 
@@ -48,9 +49,9 @@ def percent(share: float | None) -> str:
 def smaller(report: EvaluationReport, arm: ArmResult) -> str:
     """How many times less memory than the whole corpus in context an arm takes."""
     icl = report.find(ICL)
-    if icl is None or not arm.kv_bytes or arm.name in (ICL, NO_CONTEXT):
+    if icl is None or not arm.memory_bytes or arm.name in (ICL, NO_CONTEXT):
         return _DASH
-    return f"{icl.kv_bytes / arm.kv_bytes:.1f}×"
+    return f"{icl.kv_bytes / arm.memory_bytes:.1f}×"
 
 
 def _cells(report: EvaluationReport, arm: ArmResult) -> list[str]:
@@ -62,7 +63,7 @@ def _cells(report: EvaluationReport, arm: ArmResult) -> list[str]:
         interval,
         *counts,
         f"{arm.num_tokens:,}",
-        human_bytes(arm.kv_bytes),
+        human_bytes(arm.memory_bytes),
         smaller(report, arm),
     ]
 
@@ -81,6 +82,20 @@ def stored(report: EvaluationReport) -> str:
     return f"On disk: {sizes}. Once loaded they take what the memory column says, in the base model's type."
 
 
+def adapters(report: EvaluationReport) -> str:
+    """What the memory column means for LoRA adapters, in a sentence; empty where there is none."""
+    arms = [arm for arm in report.arms if arm.adapter_bytes is not None]
+    if not arms:
+        return ""
+    sizes = ", ".join(f"{title(arm.name)} {human_bytes(arm.adapter_bytes or 0)}" for arm in arms)
+    return f"Weights beside the model, counted in the memory column: {sizes}."
+
+
+def notes(report: EvaluationReport) -> list[str]:
+    """The sentences below a table."""
+    return [note for note in (stored(report), adapters(report)) if note]
+
+
 def rich_table(report: EvaluationReport) -> Table:
     """One row an arm, the Cartridge's own in bold; fits 80 columns (errors are shown where there are any)."""
     metric = report.metric[0].upper() + report.metric[1:]
@@ -92,7 +107,7 @@ def rich_table(report: EvaluationReport) -> Table:
     asked = max(arm.n for arm in report.arms)
     name = f"{report.corpus_name} · {report.base_model.id} · {report.benchmark} · {asked:,} questions"
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.caption, table.caption_justify = stored(report) or None, "left"
+    table.caption, table.caption_justify = "\n".join(notes(report)) or None, "left"
     for index in kept:
         heading = headings[index].replace(" ", "\n", 1)
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
@@ -138,7 +153,7 @@ def markdown(report: EvaluationReport) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        *([stored(report), ""] if stored(report) else []),
+        *(line for note in notes(report) for line in (note, "")),
         f"Base model `{report.base_model.id}` at `{report.base_model.revision}`, corpus `{report.corpus_name}` "
         f"(`{report.corpus_digest[:12]}`), questions `{report.questions_digest[:12]}`, "
         f"Cartridge `{report.cartridge_digest[:12]}`, report `{report.digest[:12]}`. "

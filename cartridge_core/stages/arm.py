@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cartridge_core.atomic_file import atomic_file
-from cartridge_core.baselines import BASELINES, ICL_TRUNCATED, NO_CONTEXT, trained_arm
+from cartridge_core.baselines import BASELINES, ICL_TRUNCATED, NO_CONTEXT, lora_arm, trained_arm
 from cartridge_core.benchmarks import BENCHMARKS, Question, questions_digest
 from cartridge_core.digest import canonical_json
 from cartridge_core.evaluation import ArmResult, EvaluationConfig, evaluate
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
+from cartridge_core.stages.adapter import FittedAdapter
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import borrowed_model, model_key
@@ -39,6 +40,7 @@ def grade_arm(
     model: str | None = None,
     progress: Progress = no_progress,
     quantize: str | None = None,
+    adapter: FittedAdapter | None = None,
 ) -> ArmResult:
     """Put the questions to one arm, or find that this was done.
 
@@ -54,6 +56,7 @@ def grade_arm(
         model: Hub id or folder; None for the settings' own.
         progress: Told about questions.
         quantize: Storage to quantise the Cartridge to first: a key of `manifest.STORAGE`.
+        adapter: The adapter of a LoRA arm.
     """
     inputs: dict[str, Any] = {
         "arm": name,
@@ -67,8 +70,12 @@ def grade_arm(
     }
     if quantize is not None:
         inputs["quantize"] = quantize
+    if adapter is not None:
+        inputs["adapter"] = adapter.digest
 
     def arm_on(base: BaseModel) -> Arm:
+        if adapter is not None:
+            return lora_arm(base, adapter.load())
         if cartridge is not None:
             exact = cartridge.load()
             return trained_arm(base, exact if quantize is None else exact.quantized(quantize), name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cartridge_core.baselines import BASELINES, ICL, ICL_TRUNCATED, NO_CONTEXT
+from cartridge_core.baselines import BASELINES, ICL, ICL_TRUNCATED, LORA, NO_CONTEXT
 from cartridge_core.benchmarks import BENCHMARKS, Question, questions_digest
 from cartridge_core.errors import EvaluationError, NotFoundError
 from cartridge_core.evaluation import EvaluationConfig
@@ -14,6 +14,7 @@ from cartridge_core.manifest import STORAGE
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.report import EvaluationReport
 from cartridge_core.settings import Settings
+from cartridge_core.stages.adapter import FittedAdapter
 from cartridge_core.stages.arm import grade_arm
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
@@ -58,6 +59,7 @@ def grade(
     model: str | None = None,
     progress: Progress = no_progress,
     quantized: Sequence[str] = (),
+    adapter: FittedAdapter | None = None,
 ) -> GradedCartridge:
     """Grade Cartridges against baselines on the same questions.
 
@@ -72,21 +74,13 @@ def grade(
         model: Hub id or folder; None for the settings' own.
         progress: Told about questions over all arms.
         quantized: Keys of `manifest.STORAGE`: the first Cartridge is graded quantised so too, as an arm of that name.
+        adapter: A LoRA adapter trained beside the first Cartridge: graded as the arm `lora`.
 
     Raises:
         EvaluationError: There is no Cartridge, no question, no such benchmark or storage, or an arm does not fit.
     """
     config = config or EvaluationConfig()
-    if not cartridges:
-        raise EvaluationError("There is no Cartridge to grade.", "Train one first.")
-    if not questions:
-        raise EvaluationError("There are no questions to ask.", "Give at least one.")
-    if benchmark not in BENCHMARKS:
-        raise EvaluationError(f"There is no benchmark '{benchmark}'.", f"Choose from {', '.join(sorted(BENCHMARKS))}.")
-    if unknown := set(baselines) - set(BASELINES):
-        raise EvaluationError(f"There is no baseline '{min(unknown)}'.", f"Choose from {', '.join(BASELINES)}.")
-    if unknown := set(quantized) - set(STORAGE):
-        raise EvaluationError(f"There is no quantised storage '{min(unknown)}'.", f"Choose from {', '.join(STORAGE)}.")
+    check_grading(cartridges, questions, benchmark, baselines, quantized)
     identity = identity_of(settings, model)
     inputs = {
         "corpus": corpus.digest,
@@ -100,8 +94,10 @@ def grade(
     }
     if quantized:
         inputs["quantized"] = list(quantized)
+    if adapter is not None:
+        inputs["adapter"] = adapter.digest
     memory = max(cartridge.num_tokens for cartridge in cartridges.values())
-    names = [*baselines, *cartridges, *quantized]
+    names = [*baselines, *([LORA] if adapter else ()), *cartridges, *quantized]
     exact = next(iter(cartridges.values()))
 
     def work(directory: Path) -> Facts:
@@ -115,7 +111,18 @@ def grade(
             cartridge = exact if storage else cartridges.get(name)
             results.append(
                 grade_arm(
-                    settings, corpus, name, questions, benchmark, config, cartridge, memory, model, overall, storage
+                    settings,
+                    corpus,
+                    name,
+                    questions,
+                    benchmark,
+                    config,
+                    cartridge,
+                    memory,
+                    model,
+                    overall,
+                    storage,
+                    adapter if name == LORA else None,
                 )
             )
         report = EvaluationReport.build(
@@ -132,6 +139,36 @@ def grade(
         return {"digest": report.digest, "cartridge": report.cartridge_digest, "figures": report.figures()}
 
     return GradedCartridge(store_of(settings).run("grade", inputs, work))
+
+
+def check_grading(
+    cartridges: Mapping[str, FittedCartridge | RegisteredCartridge],
+    questions: Sequence[Question],
+    benchmark: str,
+    baselines: Sequence[str],
+    quantized: Sequence[str],
+) -> None:
+    """Refuse what `grade` cannot do, before anything is trained for it; its arguments are those of `grade`.
+
+    Raises:
+        EvaluationError: There is no Cartridge, no question, no such baseline, benchmark or storage.
+    """
+    if not cartridges:
+        raise EvaluationError("There is no Cartridge to grade.", "Train one first.")
+    if not questions:
+        raise EvaluationError("There are no questions to ask.", "Give at least one.")
+    if benchmark not in BENCHMARKS:
+        raise EvaluationError(f"There is no benchmark '{benchmark}'.", f"Choose from {', '.join(sorted(BENCHMARKS))}.")
+    if LORA in baselines:
+        raise EvaluationError(
+            "Baseline 'lora' needs an adapter.", "Train one with `fit_adapter` and pass that instead."
+        )
+    if unknown := set(baselines) - set(BASELINES):
+        raise EvaluationError(
+            f"There is no baseline '{min(unknown)}'.", f"Choose from {', '.join((*BASELINES, LORA))}."
+        )
+    if unknown := set(quantized) - set(STORAGE):
+        raise EvaluationError(f"There is no quantised storage '{min(unknown)}'.", f"Choose from {', '.join(STORAGE)}.")
 
 
 def find_report(settings: Settings, cartridge: FittedCartridge, digest: str = "") -> GradedCartridge:

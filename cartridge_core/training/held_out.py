@@ -8,6 +8,7 @@ import torch
 
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.models import BaseModel
+from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.distillation import packed_loss
@@ -54,7 +55,6 @@ class HeldOut:
         self._parts_of = 0
         self._entropy: float | None = None
 
-    @torch.no_grad()
     def score(self, cartridge: Cartridge, micro_batch: MicroBatch) -> HeldOutScore:
         """Score the stored tensors, in the type that the model serves them in, at temperature 1 whatever is trained at.
 
@@ -65,7 +65,11 @@ class HeldOut:
         Raises:
             TrainingError: Memory ran out again after the micro-batch had been halved.
         """
-        prefix = cartridge.prefix().to(self._base.device, self._base.dtype)
+        return self.score_behind(cartridge.prefix().to(self._base.device, self._base.dtype), micro_batch)
+
+    @torch.no_grad()
+    def score_behind(self, prefix: PrefixKV, micro_batch: MicroBatch) -> HeldOutScore:
+        """Score the model as it is now, behind a prefix on its device and in its type; else as `score`."""
 
         def loss_of(part: PackedRows) -> float:
             return float(packed_loss(self._base, prefix, part, chunk_tokens=self._config.loss_chunk_tokens).loss)

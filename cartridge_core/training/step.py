@@ -3,21 +3,54 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cartridge_core.models import BaseModel
+from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.distillation import packed_loss
 from cartridge_core.training.hidden_states import TeacherStates, layer_outputs
 from cartridge_core.training.layer_modes import recomputed_activations
+from cartridge_core.training.micro_batch import MicroBatch
 from cartridge_core.training.packed_rows import PackedRows, input_length, pack_batch
 from cartridge_core.training.precision import training_precision
 from cartridge_core.training.ranks import Ranks
-from cartridge_core.training.state import TrainingState
-from cartridge_core.training.trainable_prefix import TrainablePrefix
+
+
+class Trainable(Protocol):
+    """Tensors that a batch's loss depends on: of a prefix, or of an adapter inside the model."""
+
+    def parameters(self) -> list[Tensor]:
+        """The fp32 masters that get the gradient."""
+        ...
+
+    def prefix(self) -> PrefixKV:
+        """What precedes every example."""
+        ...
+
+
+class Trained(Protocol):
+    """A run's state, as far as a gradient needs it."""
+
+    @property
+    def prefix(self) -> Trainable:
+        """Whose masters get the gradient."""
+        ...
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Clears the gradients."""
+        ...
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """How much passes through the model at once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +81,7 @@ class BatchLoss:
 
 def batch_gradient(
     base: BaseModel,
-    state: TrainingState,
+    state: Trained,
     examples: Sequence[Targets],
     config: TrainingConfig,
     ranks: Ranks,
@@ -108,7 +141,7 @@ def batch_gradient(
 
 def _backward(
     base: BaseModel,
-    prefix: TrainablePrefix,
+    prefix: Trainable,
     part: PackedRows,
     examples: Sequence[Targets],
     tokens: float,
