@@ -41,7 +41,7 @@ ASKED = {
 SEEDS = (0, 1, 2)
 PAPER_STEPS = 2000
 PAPER_RATES = (0.02, 0.05, 0.1, 0.2)
-OUR_STEPS = (150, 200, 300, 450, 800)
+OUR_STEPS = (200, 300, 450)
 NUM_TOKENS = 80
 PAPER_FIELDS = {"num_tokens", "num_frozen_tokens", "learning_rate", "steps", "batch_size", "seed", "precision"}
 
