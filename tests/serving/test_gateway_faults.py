@@ -15,7 +15,7 @@ from cartridge_core.catalog.models import CartridgeRow
 from cartridge_core.rendering import prefix_token_ids
 from cartridge_core.stages.ingest import ingest
 from tests.conftest import build_tiny_base
-from tests.serving.shop import QUESTION, Shop, eventually, events, running, serving, slow, text_of
+from tests.serving.shop import QUESTION, Shop, events, eventually, running, serving, slow, text_of
 
 
 @pytest.fixture
