@@ -20,7 +20,7 @@ from cartridge_core.catalog.api_keys import create_api_key
 from tests.conftest import build_tiny_base
 from tests.serving.shop import QUESTION, Running, Shop, serving, text_of
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 OPERATIONS = (
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
@@ -36,6 +36,10 @@ OPERATIONS = (
     ("POST", "/admin/promote"),
     ("POST", "/admin/rollback"),
 )
+# Only a body can be wrong: any text is a name, and the other operations take nothing.
+CASES = [(*one, GenerationMode.POSITIVE) for one in OPERATIONS] + [
+    (*one, GenerationMode.NEGATIVE) for one in OPERATIONS if one[0] == "POST"
+]
 NAMES = st.sampled_from(
     ["clinic", "clinic@champion", "clinic:1", "clinic:2", "law", "tiny-qwen2", "law+clinic", "clinic@", "law:0", "+"]
 )
@@ -79,7 +83,7 @@ def check(reply: Any, declared: set[str], path: str, sent: Any) -> None:
         # Nothing was damaged, so nothing may be said to be; and nothing here is a surprise.
         assert reply.status_code != 500, about
         assert "Traceback" not in reply.text and "/tmp/" not in reply.text, about
-    elif reply.headers.get("content-type", "").startswith("text/event-stream"):
+    elif "text/event-stream" in str(reply.headers.get("content-type")):
         assert reply.text.endswith("data: [DONE]\n\n"), about
     assert reply.headers["x-request-id"], about
 
@@ -110,12 +114,9 @@ def test_every_operation_is_here(document: Any) -> None:
     assert found == set(OPERATIONS)
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+@pytest.mark.parametrize(("method", "path", "mode"), CASES)
 def test_replies_are_declared(server: Fuzzed, document: Any, method: str, path: str, mode: GenerationMode) -> None:
     operation: APIOperation = document[path][method]
-    if mode.is_negative and not (operation.body or operation.path_parameters):
-        mode = GenerationMode.POSITIVE
     declared = set(operation.definition.raw["responses"])
     headers = {"authorization": f"Bearer {server.key}"}
 
@@ -144,6 +145,9 @@ NASTY: dict[str, bytes] = {
     "not UTF-8": b'{"model": "\xff"}',
     "half a character": b'{"model": "clinic\\ud800", "messages": [{"role": "user", "content": "x"}]}',
     "half a character in a message": b'{"model": "clinic", "messages": [{"role": "user", "content": "\\udfff"}]}',
+    "half a character in a prompt": b'{"model": "clinic", "prompt": "\\udfff"}',
+    "half a character in prompts": b'{"model": "clinic", "prompt": ["x", "\\udfff"]}',
+    "half a character in stop": b'{"model": "clinic", "prompt": "x", "stop": "\\udfff"}',
     "half a character as a field": b'{"model": "clinic", "\\ud800": 1}',
     "half a character in tools": b'{"model": "clinic", "messages": [{"role": "user", "content": "x"}], '
     b'"tools": [{"\\ud800": "\\ud800"}]}',
@@ -182,6 +186,6 @@ def test_numbers_that_are_none(server: Fuzzed, value: str) -> None:
 
 def test_paths_that_no_document_describes(server: Fuzzed) -> None:
     headers = {"authorization": f"Bearer {server.key}"}
-    for path in ("/v1/models/%ed%a0%80", "/v1/models/%00", "/v1/models/%ff", "/v1/models/..%2f..%2fetc", "/%ff", "//"):
+    for path in ("/v1/models/%ed%a0%80", "/v1/models/%00", "/v1/models/%ff", "/v1/models/..%2f..%2fetc", "/%ff"):
         reply = server.client.get(path, headers=headers)
         check(reply, {"404", "422"}, path, path)

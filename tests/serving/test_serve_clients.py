@@ -1,4 +1,4 @@
-"""`cartridge serve` in a process of its own, asked as users ask it: README's line, OpenAI's SDK; and with a full disk."""
+"""`cartridge serve` in a process of its own, asked as users ask it: README's line, OpenAI's SDK; and a full disk."""
 
 import json
 import re
@@ -85,8 +85,8 @@ def test_a_full_disk(other: Served) -> None:
         assert str(folder.parent) not in reply.text
         # Nothing half fetched is left, and what needs no disk is answered.
         assert not folder.exists() and not list(folder.parent.glob(".*"))
-        base = httpx.post(f"{other.url}/v1/chat/completions", json=body | {"model": "law:1"}, timeout=60)
-        assert base.status_code == 503
+        again = httpx.post(f"{other.url}/v1/chat/completions", json=body | {"model": "law:1"}, timeout=60)
+        assert again.status_code == 503
         plain = body | {"model": other.shop.base.identity.id}
         assert httpx.post(f"{other.url}/v1/chat/completions", json=plain, timeout=60).status_code == 200
     finally:
