@@ -70,7 +70,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "The request cannot be answered as it is."),
         (401, "No valid API key."),
+        (403, "The key may not do this, or none is there and the request was made for another machine."),
         (404, "No such corpus, alias or version."),
+        (409, "The gate refused, or the Cartridge cannot be moved to."),
         (410, "The Cartridge was retired or erased."),
         (413, "The request is too long."),
         (422, "The Cartridge belongs to another base model."),
@@ -137,7 +139,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         }
         return JSONResponse(said, 200 if ready else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
     async def metrics(caller: Annotated[Caller, Depends(gateway.reader_of_metrics)]) -> Response:
         """Numbers for Prometheus."""
         return Response(await gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from cartridge_core.serving.config import Fallback
@@ -24,6 +24,20 @@ ENGINE_FIELDS = (
 
 _MEANINGLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"})
 """Values of engine fields that ask for nothing."""
+
+
+def _whole(text: str) -> str:
+    """A text that is one: JSON can write half of a character (a surrogate), which has no bytes and no tokens."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PydanticCustomError("string_unicode", "It holds half of a character, which is no text.") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""Text that can be turned into tokens."""
 
 
 class CartridgeChoice(BaseModel):
@@ -52,7 +66,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -61,7 +75,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     def rendered(self) -> dict[str, str]:
         """Role and content as the renderer takes them."""
@@ -80,7 +94,7 @@ class GenerationFields(BaseModel):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] | None = None
+    stop: Text | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -144,9 +158,9 @@ class CompletionRequest(GenerationFields):
     """POST /v1/completions."""
 
     prompt: (
-        str
+        Text
         | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=64)]
+        | Annotated[list[Text], Field(min_length=1, max_length=64)]
         | Annotated[
             list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]], Field(min_length=1, max_length=64)
         ]

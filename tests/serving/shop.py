@@ -3,7 +3,8 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,28 @@ def serving(shop: Shop, **config: Any) -> Iterator[Running]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+@contextmanager
+def slow(shop: Shop, seconds: float) -> Iterator[None]:
+    """Each forward pass takes so long."""
+    handle = shop.base.model.register_forward_pre_hook(lambda *arguments: time.sleep(seconds))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    """Whether it becomes true within some seconds."""
+    for _ in range(300):
+        if true():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def running(server: Running) -> int:
+    """Answers that the engine has."""
+    ready = server.client.get("/readyz").json()
+    return int(ready["running"]) + int(ready["waiting"])

@@ -1,5 +1,6 @@
 """Files of a Cartridge from a store, and what is done about wrong ones."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,27 @@ def test_a_damaged_original_is_refused_each_time(settings: Settings, wanted: Res
         with pytest.raises(DamagedCartridgeError, match="not those that were registered"):
             fetch_cartridge(settings, wanted)
     assert not cache_folder(settings, wanted.digest).exists()
+
+
+def test_no_byte_can_change_unseen(settings: Settings, wanted: ResolvedCartridge) -> None:
+    served = [cache_folder(settings, wanted.digest) / name for name in CARTRIDGE_FILES]
+    fetch_cartridge(settings, wanted)
+    whole = [path.read_bytes() for path in served]
+    originals = [Path(settings.artifact_root, wanted.artifact_key, name) for name in CARTRIDGE_FILES]
+    for original, data in zip(originals, whole, strict=True):
+        for place in {*range(0, len(data), 7), *range(16), len(data) - 1}:
+            changed = bytearray(data)
+            changed[place] ^= 1 << place % 8
+            original.write_bytes(changed)
+            with pytest.raises(DamagedCartridgeError):
+                shutil.rmtree(served[0].parent, ignore_errors=True)
+                fetch_cartridge(settings, wanted)
+        for cut in (b"", data[:-1], data + b"\0"):
+            original.write_bytes(cut)
+            with pytest.raises(DamagedCartridgeError):
+                fetch_cartridge(settings, wanted)
+        original.write_bytes(data)
+    assert fetch_cartridge(settings, wanted).digest == wanted.digest
 
 
 def test_another_whole_cartridge_in_its_place_is_refused(

@@ -3,9 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from cartridge_core.catalog.models import CartridgeRow
 from cartridge_core.rendering import prefix_token_ids
 from cartridge_core.stages.ingest import ingest
 from tests.conftest import build_tiny_base
-from tests.serving.shop import QUESTION, Running, Shop, events, serving, text_of
+from tests.serving.shop import QUESTION, Shop, events, eventually, running, serving, slow, text_of
 
 
 @pytest.fixture
@@ -33,29 +31,6 @@ def flip(shop: Shop, corpus: str, version: int) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-
-
-@contextmanager
-def slow(shop: Shop, seconds: float) -> Iterator[None]:
-    """Each forward pass takes so long."""
-    handle = shop.base.model.register_forward_pre_hook(lambda *arguments: time.sleep(seconds))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    for _ in range(300):
-        if true():
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def running(server: Running) -> int:
-    ready = server.client.get("/readyz").json()
-    return int(ready["running"]) + int(ready["waiting"])
 
 
 def test_a_moved_alias_is_served_within_moments_and_no_request_fails(shop: Shop) -> None:
