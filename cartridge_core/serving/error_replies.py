@@ -72,7 +72,12 @@ def _told(request: Request, error: ServingError, headers: Any = None) -> Respons
 
 def _plain(error: CartridgeError, status: int, code: str) -> ServingError:
     kind = BadRequestError if status < 500 else UnavailableError if status == 503 else ServingError
-    made = kind(error.problem, error.remedy, code=code)
+    if status < 500:
+        made = kind(error.problem, error.remedy, code=code)
+    else:
+        # What went wrong inside may name folders and addresses: the caller gets the kind, the log the words.
+        made = kind("Something that the gateway needs did not do its part.", "Its log says what.", code=code)
+        made.__cause__ = error
     made.status = status  # type: ignore[misc]  # of this one instance
     return made
 
