@@ -233,6 +233,19 @@ def test_half_precision_is_rounded_when_stored_and_scored_so(
         assert len(matrices) == len(result.adapter.tensors)
 
 
+def test_a_look_rounds_nothing_that_is_trained(
+    base: BaseModel, corpus: Corpus, study: ConversationDataset, config: TrainingConfig, tmp_path: Path
+) -> None:
+    stored = replace(base, kv_dtype=torch.bfloat16)
+
+    def losses(eval_every: int) -> list[float]:
+        adapter = AdapterConfig(rank=2, eval_every=eval_every)
+        curve = train_adapter(stored, corpus, study, short(config), adapter, tmp_path).curve
+        return [point.loss for point in curve.train]
+
+    assert losses(1) == losses(8)
+
+
 def test_equal_memory_is_the_nearest_rank(tiny_base: Callable[[str], BaseModel]) -> None:
     base = tiny_base("llama")
     # Two layers; keys and values of two heads of 16.
