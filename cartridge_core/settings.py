@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from cartridge_core.errors import SettingsError
@@ -22,6 +22,7 @@ CONFIG_FILE = "cartridge.toml"
 # Kubernetes puts such variables into every container beside a service called "cartridge-...": not ours to judge.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT$|_PORT_\d+_(TCP|UDP)(_\w+)?$")
 
+_SECRETS = ("attachment_key",)
 _CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _MLFLOW_SCHEMES = (
     "sqlite",
@@ -94,6 +95,8 @@ class Settings(BaseSettings):
     """Where models run; `auto` takes the first GPU, else the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; None leaves torch's own choice."""
+    attachment_key: SecretStr | None = Field(default=None, min_length=32)
+    """What gateway and vLLM share: the gateway signs with it which Cartridge stands in front of a prompt."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -211,7 +214,8 @@ def _explain(error: ValidationError) -> tuple[str, str]:
     cause = first.get("ctx", {}).get("error")
     reason = str(cause) if cause is not None else first["msg"]
     variable = name.upper() if name == "mlflow_tracking_uri" else ENV_PREFIX + name.upper()
+    value = "***" if name in _SECRETS else redact_url(str(first["input"]))
     return (
-        f"{name} = {redact_url(str(first['input']))!r} cannot be used: {reason.rstrip('.')}.",
+        f"{name} = {value!r} cannot be used: {reason.rstrip('.')}.",
         f"Correct {variable}, the argument or {CONFIG_FILE}.",
     )
