@@ -1,7 +1,8 @@
 """In front of vLLM's own API: only signed Cartridges come in, and their files are on this machine before it is asked.
 
 vLLM's scheduler can refuse a request only as an internal error, and a load that fails inside costs a place in
-the batch. Here a refusal has a status, a code and a remedy. The connector verifies once more: it is the lock, this the door.
+the batch. Here a refusal has a status, a code and a remedy. The connector verifies once more: it is the lock,
+this the door.
 """
 
 import asyncio
