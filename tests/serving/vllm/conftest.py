@@ -9,6 +9,7 @@ import pytest
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.corpus import Corpus, Document
 from cartridge_core.models import BaseModel, load_base_model
+from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
 from cartridge_core.reference.samples import SHORT, draw_sample
 from cartridge_core.settings import Settings
@@ -17,7 +18,7 @@ from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loop import train
 from tests.vllm_server import VllmServer, vllm_server
 
-NUM_TOKENS = {"a": 64, "b": 50, "c": 80, "d": 80, "e": 20}
+NUM_TOKENS = {"a": 64, "b": 50, "c": 80, "d": 80, "e": 20, "first": 72}
 """Tokens of each Cartridge: with blocks of 32, whole blocks and parts of one."""
 KEY = "an attachment key for tests, long enough"
 
@@ -27,36 +28,46 @@ class Shelf:
     """Trained Cartridges of the reference model, in an artifact store."""
 
     base: BaseModel
+    folder: Path
     settings: Settings
     cartridges: dict[str, Cartridge] = field(default_factory=dict)
 
-
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    folder: Path = tmp_path_factory.mktemp("shelf")
-    base = load_base_model("reference", device="cpu")
-    made = Shelf(base, Settings(home=folder / "home", attachment_key=KEY, base_model="reference"))
-    for name, num_tokens in NUM_TOKENS.items():
+    def new(self, name: str, num_tokens: int = 40) -> Cartridge:
+        """Train a Cartridge on a document of its own and store it."""
         documents, _ = draw_sample(replace(SHORT, seed=name))
         corpus = Corpus(name, (Document("a.md", documents[0].title, "text/markdown", documents[0].text),))
         # Few steps: what matters here is that these keys and values are no text's.
         config = TrainingConfig(
-            objective="next_token",
-            num_tokens=num_tokens,
-            steps=4,
-            window_tokens=128,
-            warmup_steps=0,
+            objective="next_token", num_tokens=num_tokens, steps=3, window_tokens=64, warmup_steps=0
         )
-        cartridge = train(base, corpus, None, config, folder / name).cartridge
-        put(made.settings, cartridge, folder / name / "cartridge")
-        made.cartridges[name] = cartridge
-    return made
+        cartridge = train(self.base, corpus, None, config, self.folder / name).cartridge
+        put(self.settings, cartridge, self.folder / name / "cartridge")
+        self.cartridges[name] = cartridge
+        return cartridge
+
+    def front(self, names: tuple[str, ...]) -> PrefixKV | None:
+        """What transformers gets as past keys and values."""
+        return self.cartridges[names[0]].prefix() if names else None
+
+    def stored(self, name: str) -> Path:
+        """Where the artifact store has it."""
+        return Path(self.settings.artifact_root) / cartridge_key("default", self.cartridges[name].digest)
 
 
 def put(settings: Settings, cartridge: Cartridge, folder: Path) -> None:
     """Into the artifact store, where registering puts it."""
     key = cartridge_key(cartridge.manifest.tenant, cartridge.digest)
     put_folder(open_store(settings.artifact_root), folder, key, CARTRIDGE_FILES)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    folder: Path = tmp_path_factory.mktemp("shelf")
+    settings = Settings(home=folder / "home", attachment_key=KEY, base_model="reference")
+    made = Shelf(load_base_model("reference", device="cpu"), folder, settings)
+    for name, num_tokens in NUM_TOKENS.items():
+        made.new(name, num_tokens)
+    return made
 
 
 @pytest.fixture(scope="session")
