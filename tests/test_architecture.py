@@ -13,7 +13,8 @@ CORE = ROOT / "cartridge_core"
 # fmt: off
 RANKS = (
     "errors", "digest", "atomic_file", "progress", "settings", "storage",
-    "corpus", "manifest", "prefix_kv", "quantization", "stored_tensors", "cartridge", "positions", "architectures",
+    "corpus", "manifest", "prefix_kv", "quantization", "stored_tensors", "cartridge", "positions", "compose",
+    "architectures",
     "attention", "identity", "model_files", "models", "prompts", "chat_format",
     "rendering", "exchange", "inference", "teacher", "selfstudy", "dataset", "initialization",
     "training", "benchmarks", "baselines", "evaluation", "report", "proof",
