@@ -1,14 +1,17 @@
-"""`make bench-composition`: what two Cartridges that were trained apart are worth together, placed in four ways.
+"""`make bench-composition`: what two Cartridges that were trained apart are worth together, placed in several ways.
 
 Two corpora of the reference world that fit its window together, a Cartridge each by the default recipe. Every arm is
-asked the questions of both: no context, both corpora in context, each Cartridge alone, and both in either order, the
-later one's keys as they are or turned to the positions behind the earlier one, with or without its attention sink.
+asked the questions of both: no context, both corpora in context, each Cartridge alone (also with the question as far
+away as in a composition), and both in either order, with one attention sink or two. Their keys stay as they are, or
+are turned to stand in line, or each to end where the question begins, as it was trained.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,34 +38,37 @@ from tests.proofs.composition_corpora import MODEL, TRAINING, HalfCorpus, halves
 SEEDS = ("composed", "composed-b")
 """Draws of the world; a pair of corpora each."""
 
+WAYS = AS_THEY_ARE, IN_LINE, AT_THE_END = "as they are", "in line", "each at the end"
+"""Where keys are turned to."""
+
 Row = tuple[str, str, ArmResult, ArmResult]
 """Draw, arm, and how it did in the first and the second corpus's questions."""
 
 
-def placed(base: BaseModel, cartridges: Sequence[Cartridge], turned: bool, sinks: bool) -> PrefixKV:
+def placed(base: BaseModel, cartridges: Sequence[Cartridge], how: str, sinks: bool) -> PrefixKV:
     """Cartridges one behind the other.
 
     Args:
         base: Their base model.
         cartridges: In order.
-        turned: Whether later ones' keys are turned to the positions behind the earlier ones.
+        how: A key of `WAYS`.
         sinks: Whether later ones keep their frozen tokens.
     """
+    kept = [c.num_tokens - (0 if sinks or not n else c.manifest.num_frozen_tokens) for n, c in enumerate(cartridges)]
+    total = sum(kept)
     keys: list[list[torch.Tensor]] = [[] for _ in base.layer_specs]
     values: list[list[torch.Tensor]] = [[] for _ in base.layer_specs]
     taken = 0
-    for cartridge in cartridges:
-        skipped = 0 if sinks or not taken else cartridge.manifest.num_frozen_tokens
+    for cartridge, count in zip(cartridges, kept, strict=True):
+        skipped = cartridge.num_tokens - count
         start = torch.tensor(cartridge.manifest.key_positions)[skipped:]
         for layer, (key, value) in enumerate(zip(cartridge.keys, cartridge.values, strict=True)):
             if key is None or value is None:
                 continue
-            own = key[:, skipped:].float()
-            if turned:
-                own = rerotate(own, start, start + taken - skipped, base.inv_freq(layer))
-            keys[layer].append(own)
+            shift = {AS_THEY_ARE: 0, IN_LINE: taken - skipped, AT_THE_END: total - cartridge.num_tokens}[how]
+            keys[layer].append(rerotate(key[:, skipped:].float(), start, start + shift, base.inv_freq(layer)))
             values[layer].append(value[:, skipped:].float())
-        taken += cartridge.num_tokens - skipped
+        taken += count
     return PrefixKV([torch.cat(side, 1) for side in keys], [torch.cat(side, 1) for side in values], taken)
 
 
@@ -73,11 +79,13 @@ def arms(base: BaseModel, corpora: Sequence[Corpus], cartridges: Sequence[Cartri
     ways: dict[str, PrefixKV] = {
         f"{name} alone": cartridge.prefix() for name, cartridge in zip("ab", cartridges, strict=True)
     }
+    length = sum(cartridge.num_tokens for cartridge in cartridges)
+    ways |= {
+        f"{name}, the question as far away": replace(prefix, next_position=length) for name, prefix in ways.items()
+    }
     for order, parts in (("a+b", cartridges), ("b+a", cartridges[::-1])):
-        for turned in (False, True):
-            for sinks in (True, False):
-                how = f"{'turned' if turned else 'as they are'}, {'every' if sinks else 'one'} sink"
-                ways[f"{order}, {how}"] = placed(base, parts, turned, sinks)
+        for how, sinks in itertools.product(WAYS, (True, False)):
+            ways[f"{order}, {how}, {'every' if sinks else 'one'} sink"] = placed(base, parts, how, sinks)
     for name, prefix in ways.items():
         yield Arm(name, prefix, prefix.num_tokens, prefix.kv_bytes(base.kv_dtype))
 
