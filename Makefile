@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-composition bench-gpu wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-train: $(STAMP)  ## Tokens trained a second, against peft's CARTRIDGE: abo
 
 bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and seconds to its loss (about two hours)
 	$(BIN)/python -m tests.proofs.bench_recipe $(BENCH_FLAGS)
+
+bench-composition: $(STAMP)  ## What two Cartridges that were trained apart are worth together: about 6 minutes on two CPU cores
+	$(BIN)/python -m tests.proofs.bench_composition $(BENCH_FLAGS)
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
