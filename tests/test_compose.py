@@ -79,10 +79,8 @@ def test_in_a_window_the_last_one_is_seen_as_if_alone(tiny_base: Callable[[str],
     first, second = made(base, FIRST, list(range(40, 52)))
     prompt, config = [[70, 71]], GenerationConfig(max_new_tokens=6)
     # A window of eight holds nothing of what stands in front of twelve tokens.
-    behind_both, behind_one = (
-        generate(base, prefix, prompt, config)[0] for prefix in (compose([first, second]), second.prefix())
-    )
-    assert behind_both.token_ids == behind_one.token_ids
+    both, one = (generate(base, prefix, prompt, config)[0] for prefix in (compose([first, second]), second.prefix()))
+    assert both.token_ids == one.token_ids
 
 
 def test_what_cannot_be_composed(tiny_base: Callable[[str], BaseModel]) -> None:
@@ -105,10 +103,7 @@ def test_frequencies_of_a_manifest_are_the_models_own(each_base: BaseModel) -> N
 
 def test_frequencies_that_nobody_can_know(tiny_base: Callable[[str], BaseModel]) -> None:
     layer = tiny_base("qwen2").layer_specs[0]
-    for rope in (
-        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
-        {"rope_type": "yarn", "rope_theta": 1e4},
-        {},
-    ):
+    changing, unsaid = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, {"rope_type": "yarn"}
+    for rope in (changing, unsaid, {}):
         with pytest.raises(UnsupportedModelError, match=r"RoPE"):
             inverse_frequencies(layer.model_copy(update={"rope": rope}))

@@ -3,7 +3,7 @@
 Two corpora of the reference world that fit its window together, a Cartridge each by the default recipe. Every arm is
 asked the questions of both: no context, both corpora in context, each Cartridge alone (also with the question as far
 away as in a composition), and both in either order, with one attention sink or two. Their keys stay as they are, or
-are turned to stand in line, or each to end where the question begins, as it was trained.
+are turned to stand in line, or each to end where the question begins, as it was trained; the last is what is served.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from cartridge_core.baselines import BASELINES, ICL, NO_CONTEXT, Arm
 from cartridge_core.benchmarks import BENCHMARKS
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.cli.console import progress_bars
+from cartridge_core.compose import compose
 from cartridge_core.corpus import Corpus
 from cartridge_core.evaluation import ArmResult, evaluate
 from cartridge_core.models import BaseModel
@@ -35,7 +36,7 @@ from cartridge_core.stages.model import borrowed_model
 from cartridge_core.stages.quickstart_plan import SHORT_PLAN
 from tests.proofs.composition_corpora import MODEL, TRAINING, HalfCorpus, halves
 
-SEEDS = ("composed", "composed-b")
+SEEDS = ("composed",)
 """Draws of the world; a pair of corpora each."""
 
 WAYS = AS_THEY_ARE, IN_LINE, AT_THE_END = "as they are", "in line", "each at the end"
@@ -80,12 +81,11 @@ def arms(base: BaseModel, corpora: Sequence[Corpus], cartridges: Sequence[Cartri
         f"{name} alone": cartridge.prefix() for name, cartridge in zip("ab", cartridges, strict=True)
     }
     length = sum(cartridge.num_tokens for cartridge in cartridges)
-    ways |= {
-        f"{name}, the question as far away": replace(prefix, next_position=length) for name, prefix in ways.items()
-    }
+    ways |= {f"{name}, question as far away": replace(prefix, next_position=length) for name, prefix in ways.items()}
     for order, parts in (("a+b", cartridges), ("b+a", cartridges[::-1])):
         for how, sinks in itertools.product(WAYS, (True, False)):
             ways[f"{order}, {how}, {'every' if sinks else 'one'} sink"] = placed(base, parts, how, sinks)
+        ways[f"{order}, as served"] = compose(parts)
     for name, prefix in ways.items():
         yield Arm(name, prefix, prefix.num_tokens, prefix.kv_bytes(base.kv_dtype))
 
