@@ -35,6 +35,11 @@ class Composition:
         return "+".join(part.corpus for part in self.parts)
 
     @property
+    def name(self) -> str:
+        """Corpus and version of each, as `model` takes them."""
+        return "+".join(f"{part.corpus}:{part.version}" for part in self.parts)
+
+    @property
     def num_tokens(self) -> int:
         """Virtual tokens of all."""
         return sum(part.num_tokens for part in self.parts)
@@ -50,11 +55,10 @@ class Composition:
         """
         if evaluation is not None and evaluation.passed:
             return
-        named = "+".join(f"{part.corpus}:{part.version}" for part in self.parts)
         raise CompositionNotEvaluatedError(
-            f"The composition {named} was not evaluated in this order."
+            f"The composition {self.name} was not evaluated in this order."
             if evaluation is None
-            else f"The composition {named} did not pass the gate: {evaluation.reason}",
+            else f"The composition {self.name} did not pass the gate: {evaluation.reason}",
             "Ask the corpora one by one; the operator evaluates compositions with `cartridge compose`.",
             param="model",
         )

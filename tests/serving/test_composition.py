@@ -131,9 +131,15 @@ def test_a_key_must_open_every_corpus(tmp_path: Path) -> None:
     graded(shop, ("clinic", 1), ("law", 1))
     with catalog_session(shop.settings) as session:
         _, narrow = create_api_key(session, "default", "narrow", corpora=["clinic"])
+        _, narrow_operator = create_api_key(session, "default", "some", corpora=["clinic"], operator=True)
+        _, all_operator = create_api_key(session, "default", "all", operator=True)
         _, wide = create_api_key(session, "default", "wide", corpora=["clinic", "law"])
     with serving(shop, composition=True) as server:
         assert text_of(server.answer(key=wide, model="clinic+law")) == expected(shop, ("clinic", 1), ("law", 1)).text
+        for token, held in ((all_operator, ["clinic:1+law:1"]), (narrow_operator, [])):
+            listed = server.client.get("/admin/cartridges", headers={"authorization": f"Bearer {token}"}).json()
+            assert [one["model"] for one in listed["compositions"]] == held
+            assert not any(one["resident"] for one in listed["cartridges"])
         hidden = server.error(404, key=narrow, model="clinic+law")
         missing = server.error(404, key=narrow, model="clinic+nope")
         assert hidden["message"].replace("law", "nope") == missing["message"]
