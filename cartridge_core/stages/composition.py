@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cartridge_core.baselines import BASELINES, ICL, NO_CONTEXT, Arm, trained_arm
 from cartridge_core.benchmarks import BENCHMARKS, questions_digest
-from cartridge_core.catalog import composition_digest
+from cartridge_core.catalog import Status, composition_digest
 from cartridge_core.digest import digest_of
 from cartridge_core.errors import EvaluationError
 from cartridge_core.evaluation import EvaluationConfig, evaluate
@@ -71,8 +71,8 @@ def grade_composition(
         progress: Told about questions over all corpora and arms.
 
     Raises:
-        EvaluationError: There are fewer than two Cartridges or two of one corpus, a corpus has no questions or an
-            unknown benchmark.
+        EvaluationError: There are fewer than two Cartridges or two of one corpus, one was deleted or retired, or a
+            corpus has no questions or an unknown benchmark.
         BaseModelMismatchError: A Cartridge belongs to another base model.
     """
     _check(parts)
@@ -104,6 +104,11 @@ def _check(parts: Sequence[ComposedPart]) -> None:
             f"{'+'.join(names)!r} is no composition of several corpora.", "Name two or more, each once: a+b."
         )
     for part in parts:
+        entry = part.cartridge.entry
+        if entry.status in (Status.DELETED, Status.RETIRED):
+            raise EvaluationError(
+                f"Cartridge {entry.digest[:12]} of {entry.corpus!r} is {entry.status}.", "Name another."
+            )
         if not part.exam.questions:
             raise EvaluationError(f"There are no questions about {part.corpus.name!r}.", "Give at least one.")
         if part.exam.benchmark not in BENCHMARKS:

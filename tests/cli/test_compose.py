@@ -96,7 +96,7 @@ def test_graded_together_refused_and_written_down(workplace: Workplace, pair: li
     erase(settings, "rooms", "1", force=True)
     # Its questions and replies go with the Cartridge.
     assert store_of(settings).finished("composition") == []
-    assert "was deleted" in refusal(*command)
+    assert "of 'rooms' is deleted" in refusal(*command)
 
 
 def test_what_is_no_composition(workplace: Workplace, pair: list[Cartridge]) -> None:
