@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cartridge_core.cartridge import Cartridge
+from cartridge_core.compose import compose
 from cartridge_core.errors import ArtifactError
-from cartridge_core.manifest import read_manifest
+from cartridge_core.manifest import CartridgeManifest, read_manifest
 from cartridge_core.serving.kv_blocks import local_heads
 from cartridge_core.serving.residency import Front
 from cartridge_core.settings import Settings
@@ -90,19 +92,12 @@ class EngineCartridges:
         self._held.clear()
 
     def _read(self, tenant: str, front: Front) -> Shard:
-        (digest,) = front
-        folder = cache_folder(self._settings, digest)
-        manifest = read_manifest(folder)
-        if manifest.digest != digest or manifest.tenant != tenant:
-            raise ArtifactError(f"The copy of Cartridge {digest[:12]} holds {manifest.digest[:12]}.")
-        if manifest.next_position != manifest.num_tokens:
-            raise ArtifactError(f"Cartridge {digest[:12]} does not end where a user's first token would start.")
-        if manifest.quantization is None:
-            sides = {name: self._local(tensor) for name, tensor in stream_tensors(folder, manifest)}
-        else:
-            cartridge = Cartridge.load(folder)
-            sides = {name: self._local(t) for name, t in exact_tensors(cartridge.keys, cartridge.values).items()}
-        return self._shard(sides)
+        folders = [cache_folder(self._settings, digest) for digest in front]
+        manifests = [_manifest(folder, tenant, digest) for folder, digest in zip(folders, front, strict=True)]
+        if len(front) == 1 and manifests[0].quantization is None:
+            return self._shard({name: self._local(t) for name, t in stream_tensors(folders[0], manifests[0])})
+        prefix = compose([Cartridge.load(folder) for folder in folders])
+        return self._shard({name: self._local(t) for name, t in exact_tensors(prefix.keys, prefix.values).items()})
 
     def _local(self, side: Tensor) -> Tensor:
         """This worker's heads of a layer's keys or values, `[num_tokens, local heads, head_dim]`."""
@@ -122,3 +117,12 @@ class EngineCartridges:
                 )
             layers[name] = (key, value)
         return Shard(layers)
+
+
+def _manifest(folder: Path, tenant: str, digest: str) -> CartridgeManifest:
+    manifest = read_manifest(folder)
+    if manifest.digest != digest or manifest.tenant != tenant:
+        raise ArtifactError(f"The copy of Cartridge {digest[:12]} holds {manifest.digest[:12]}.")
+    if manifest.next_position != manifest.num_tokens:
+        raise ArtifactError(f"Cartridge {digest[:12]} does not end where a user's first token would start.")
+    return manifest
