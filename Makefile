@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+.PHONY: help setup quickstart serve test browser-test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ format: $(STAMP)  ## Apply the style
 
 types: $(STAMP)  ## Type checks
 	$(BIN)/mypy
+
+browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROMIUM=/path where it is not found); screenshots
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/browser/page_in_chromium.py
 
 reference-model: $(STAMP)  ## Train the shipped reference model from scratch (two CPU cores: about 35 minutes)
 	$(BIN)/python -m cartridge_core.reference.train
