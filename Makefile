@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test browser-test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+.PHONY: help setup quickstart serve test browser-test lint format types reference-model bench-train bench-recipe bench-gpu soak bench-gateway wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and sec
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
+
+soak: $(STAMP)  ## 200 streams for ten minutes: none lost, memory flat (BENCH_FLAGS="--seconds 60")
+	$(BIN)/python -m tests.proofs.soak $(BENCH_FLAGS)
+
+bench-gateway: $(STAMP)  ## The gateway against its engine asked directly (BENCH_FLAGS="--engine-url URL --gateway-url URL")
+	$(BIN)/python -m tests.proofs.gateway_overhead $(BENCH_FLAGS)
 
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
