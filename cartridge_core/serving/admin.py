@@ -22,6 +22,10 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# What a database cannot keep is refused, not tried.
+Reason = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
+
+
 class Named(_Body):
     """A Cartridge by name."""
 
@@ -44,7 +48,7 @@ class Promoting(_Body):
     alias: str = CHAMPION
     force: bool = False
     """Whatever the gate says; that is written down."""
-    reason: str = ""
+    reason: Reason = ""
 
 
 class RollingBack(_Body):
@@ -52,7 +56,7 @@ class RollingBack(_Body):
 
     corpus: str
     alias: str = CHAMPION
-    reason: str = ""
+    reason: Reason = ""
 
 
 class GateRefusedError(ServingError):

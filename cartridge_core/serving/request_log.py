@@ -117,7 +117,7 @@ class RequestLog:
         if working and self._in_flight.draining:
             return DrainingError("This gateway is about to stop.", "Ask again: another one answers.", retry_after=1.0)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
+        if length.isdecimal() and int(length) > self._max_body_bytes:
             return self._too_long()
         return None
 

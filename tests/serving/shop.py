@@ -26,6 +26,7 @@ from cartridge_core.catalog import (
 from cartridge_core.inference.generate import GenerationConfig, generate
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
+from cartridge_core.publishing import Evidence, register_cartridge
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
 from cartridge_core.registry import model_name
 from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest
@@ -37,6 +38,7 @@ from cartridge_core.serving.prompt import ServedModel
 from cartridge_core.serving.server import DrainingServer
 from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
+from tests.samples import CORPUS, SOURCE, grade
 
 ICL_TOKENS = 1009
 QUESTION = [{"role": "user", "content": "Which ward has Ada Lind?"}]
@@ -125,6 +127,26 @@ class Shop:
         prefix = self.cartridges[corpus, version].prefix() if corpus else None
         prompt = [*front, *self.prompt(messages)]
         return generate(self.base, prefix, [prompt], GenerationConfig(max_new_tokens=max_tokens))[0]
+
+
+def graded(shop: Shop, tokens: list[int]) -> Cartridge:
+    """A Cartridge that was graded well and registered everywhere."""
+    base = shop.base
+    cartridge = Cartridge.from_prefix(
+        prefill(base, tokens),
+        base_model=base.identity,
+        layers=base.layer_specs,
+        dtype=base.kv_dtype,
+        template_digest=template_digest(base.tokenizer),
+        corpus_digest=CORPUS.digest,
+        dataset_digest="f" * 64,
+        training_config_digest="1" * 64,
+    )
+    folder = cartridge.save(shop.folder / cartridge.digest)
+    entry = register_cartridge(shop.settings, folder, SOURCE, Evidence(report=grade(cartridge.digest)))
+    assert entry.version is not None
+    shop.cartridges["clinic", entry.version] = cartridge
+    return cartridge
 
 
 class Running:

@@ -8,7 +8,8 @@ import pytest
 from cartridge_core.catalog import alias_history, catalog_session
 from cartridge_core.catalog.api_keys import create_api_key
 from tests.conftest import build_tiny_base
-from tests.serving.shop import Running, Shop, serving, text_of
+from tests.samples import embedded
+from tests.serving.shop import Running, Shop, graded, serving, text_of
 
 
 class Operator:
@@ -104,3 +105,37 @@ def test_promote_and_roll_back(shop: Shop) -> None:
     with serving(shop) as server:
         assert Operator(server, scoped).post("rollback", 404, corpus="clinic")["error"]["code"] == "model_not_found"
         assert Operator(server, scoped).get() == {}
+
+
+def test_promotion_through_the_gate(tmp_path: Path) -> None:
+    shop = Shop(build_tiny_base("qwen2"), tmp_path)
+    shop.settings = embedded(tmp_path / "home", device="cpu")
+    first, second = graded(shop, list(range(20, 29))), graded(shop, list(range(30, 39)))
+    key = token(shop, operator=True)
+    with serving(shop, fresh_s=60) as server:
+        operator = Operator(server, key)
+        assert server.error(404, key=key)["code"] == "not_promoted"
+        moved = operator.post("promote", corpus="clinic", reference="1", reason="the first one")
+        assert (moved["moved"], moved["version"], moved["digest"]) == (True, 1, first.digest)
+        assert moved["gate"]["passed"] is True and moved["projection_error"] is None
+        # It was loaded before the alias moved: nobody waits for it.
+        assert operator.get()["clinic:1"]["resident"] is True
+        assert text_of(server.answer(key=key)) == shop.expected("clinic", 1).text
+        # Without a name the newest one, by which the other is relieved at once.
+        moved = operator.post("promote", corpus="clinic")
+        assert (moved["moved"], moved["version"], moved["digest"]) == (True, 2, second.digest)
+        assert text_of(server.answer(key=key)) == shop.expected("clinic", 2).text
+        again = operator.post("promote", corpus="clinic", reference=second.digest[:8])
+        assert (again["moved"], again["version"]) == (False, 2)
+        canary = operator.post("promote", corpus="clinic", reference="1", alias="canary")
+        assert (canary["alias"], canary["version"]) == ("canary", 1)
+        assert server.answer(key=key, model="clinic@canary")["cartridge"]["version"] == 1
+        # Digits of other scripts are no version, and what no database keeps is no reason.
+        for reference in ("²", "①", "१"):
+            assert operator.post("promote", 404, corpus="clinic", reference=reference)["error"]["code"] == "not_found"
+        for reason in ("a\0b", "x" * 2001):
+            assert operator.post("rollback", 400, corpus="clinic", reason=reason)["error"]["param"] == "reason"
+    with catalog_session(shop.settings, read_only=True) as session:
+        history = alias_history(session, "default", "clinic")
+    assert [move.action for move in history] == ["promote", "promote"]
+    assert history[0].reason == "the first one" and all(move.actor.startswith("key ") for move in history)

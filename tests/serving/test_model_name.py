@@ -46,6 +46,7 @@ def test_a_composition_is_read_and_refused() -> None:
         "clinic:0",
         "clinic:01",
         "clinic:x",
+        "clinic:१",
         "clinic@a:1",
         "clinic:1@a",
         "a+",
