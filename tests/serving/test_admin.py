@@ -1,15 +1,18 @@
 """Operators over HTTP: memory, and aliases that are moved with the gate watching."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cartridge_core.catalog import alias_history, catalog_session
+from cartridge_core.catalog import alias_history, catalog_session, list_pins, record_pin
 from cartridge_core.catalog.api_keys import create_api_key
+from cartridge_core.publishing.artifact import cartridge_key
+from cartridge_core.stages.ask import cache_folder
 from tests.conftest import build_tiny_base
 from tests.samples import embedded
-from tests.serving.shop import Running, Shop, graded, serving, text_of
+from tests.serving.shop import Running, Shop, eventually, graded, serving, text_of
 
 
 class Operator:
@@ -78,6 +81,38 @@ def test_memory(shop: Shop) -> None:
         assert operator.post("cartridges/unload", 404, model="clinic")["error"]["code"] == "model_not_found"
         assert operator.post("cartridges/load", 404, model="secret")["error"]["code"] == "model_not_found"
         assert operator.post("cartridges/load", 404, model="tiny-qwen2")["error"]["code"] == "model_not_found"
+
+
+def test_pins_outlive_the_process(shop: Shop) -> None:
+    key = token(shop, operator=True)
+    with catalog_session(shop.settings) as session:
+        acme = create_api_key(session, "acme", "ops", operator=True)[1]
+    with serving(shop) as server:
+        operator, other = Operator(server, key), Operator(server, acme)
+        for model in ("clinic:2", "clinic:2", "clinic:1"):
+            operator.post("cartridges/pin", model=model)
+        operator.post("cartridges/pin", model="clinic:1", pinned=False)
+        other.post("cartridges/pin", model="secret")
+        assert operator.post("cartridges/pin", 404, model="secret")["error"]["code"] == "model_not_found"
+    with serving(shop) as server:
+        operator, other = Operator(server, key), Operator(server, acme)
+        assert eventually(lambda: operator.get()["clinic:2"]["pinned"] and other.get()["secret:1"]["pinned"])
+        assert operator.get()["clinic:1"]["resident"] is False
+        # Unloaded means that nobody wants it kept.
+        operator.post("cartridges/unload", model="clinic:2")
+    with catalog_session(shop.settings) as session:
+        assert [entry.corpus for entry in list_pins(session, shop.base.identity)] == ["secret"]
+        assert list_pins(session, shop.base.identity.model_copy(update={"revision": "other"})) == []
+        assert record_pin(session, "default", "clinic", "1") is True
+        assert record_pin(session, "default", "clinic", "1") is False
+    # One that can no longer be loaded does not keep the others away.
+    shutil.rmtree(Path(shop.settings.artifact_root, cartridge_key("acme", shop.cartridges["secret", 1].digest)))
+    shutil.rmtree(cache_folder(shop.settings, shop.cartridges["secret", 1].digest))
+    with serving(shop) as server:
+        operator, other = Operator(server, key), Operator(server, acme)
+        assert eventually(lambda: bool(operator.get()["clinic:1"]["pinned"]))
+        assert other.get()["secret:1"]["resident"] is False
+        assert text_of(server.answer(key=key)) == shop.expected("clinic", 1).text
 
 
 def test_promote_and_roll_back(shop: Shop) -> None:
