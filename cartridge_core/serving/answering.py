@@ -13,6 +13,7 @@ from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
 from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.tracing import begin, span
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Answerer:
             return Front("base", token_ids=tuple(await self.renderer.nothing(kind)))
         caller.check(reference)
         try:
-            return Front("cartridge", reference, await self._resolver.resolve(caller.tenant, reference))
+            with span("resolve", {"cartridge.corpus": reference.corpus}):
+                return Front("cartridge", reference, await self._resolver.resolve(caller.tenant, reference))
         except ServingError as refusal:
             return await self._instead(caller, body, Front("cartridge", reference), refusal, kind)
 
@@ -126,6 +128,7 @@ class Answerer:
             return await self._begin(caller, front, prompt, request_id)
 
     async def _begin(self, caller: Caller, front: Front, prompt: Prompt, request_id: str) -> Answering:
+        work = begin("engine", {"cartridge.tenant": caller.tenant, "cartridge.tokens": front.cartridge_tokens})
         request = GenerationRequest(
             request_id=request_id,
             tenant=caller.tenant,
@@ -134,8 +137,12 @@ class Answerer:
             cartridges=(front.cartridge,) if front.served == "cartridge" and front.cartridge else (),
             n=prompt.n,
             extra=prompt.extra,
+            trace_headers={} if work is None else work.headers(),
         )
         pieces = self._engine.generate(request)
+        if work is not None:
+            work.tell({"gen_ai.usage.input_tokens": len(request.prompt_token_ids)})
+            pieces = work.over(pieces)
         return Answering(front, pieces, await anext(pieces))
 
     def _reference(self, body: GenerationFields) -> CorpusReference | None:
