@@ -33,12 +33,14 @@ _SIZES = {
     "max_position_embeddings": 4096,
     "initializer_range": 0.2,
 }
+_ROPE = {"rope_type": "default", "rope_theta": 20000.0}
+"""Said, because the two libraries' defaults differ."""
 _WINDOW = 48
 """Shorter than most Cartridges of the tests."""
 
 
 def _qwen3() -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(**_SIZES))
+    return Qwen3ForCausalLM(Qwen3Config(**_SIZES, rope_parameters=_ROPE))
 
 
 def _gemma3() -> PreTrainedModel:
@@ -47,7 +49,7 @@ def _gemma3() -> PreTrainedModel:
 
 
 def _mistral() -> PreTrainedModel:
-    return MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=_WINDOW))
+    return MistralForCausalLM(MistralConfig(**_SIZES, rope_parameters=_ROPE, sliding_window=_WINDOW))
 
 
 _KINDS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
