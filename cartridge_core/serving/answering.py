@@ -134,7 +134,8 @@ class Answerer:
             caller.check(reference)
         if len(references) > 1:
             # Nothing stands in for a composition that is not known to work: metrics name only those that are.
-            return await self._composed(caller, references)
+            with span("resolve", {"cartridge.corpus": "+".join(reference.corpus for reference in references)}):
+                return await self._composed(caller, references)
         try:
             with span("resolve", {"cartridge.corpus": references[0].corpus}):
                 found = await self._resolver.resolve(caller.tenant, references[0])

@@ -5,9 +5,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -17,6 +17,8 @@ from cartridge_core.catalog.migration import upgrade
 from cartridge_core.catalog.session import open_engine
 from cartridge_core.settings import Settings
 
+T = TypeVar("T")
+
 _NUMBERS = itertools.count()
 
 
@@ -25,6 +27,14 @@ class Postgres:
 
     def __init__(self, server: Any) -> None:
         self._server = server
+
+    def stop(self) -> None:
+        """Stop it: open connections end, and who asks finds nobody."""
+        self._server.stop()
+
+    def start(self) -> None:
+        """Start it again where it was."""
+        _patiently(self._server.ensure_postgres_running)
 
     def place(self) -> str:
         """URL of a new, empty schema."""
@@ -41,7 +51,7 @@ def postgres() -> Iterator[Postgres]:
     # Not below pytest's own folder: its path may be too long for a socket, and under root the server runs as another
     # user, whom any other run of pytest would lock out of there.
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
-        server = _started(pgserver, folder)
+        server = _patiently(lambda: pgserver.get_server(folder))
         # Nothing here has to survive a power cut: no flushing while it runs, nor of thousands of files at its end.
         server.psql("alter system set fsync = off;")
         server.psql("select pg_reload_conf();")
@@ -52,14 +62,14 @@ def postgres() -> Iterator[Postgres]:
         server.cleanup()
 
 
-def _started(pgserver: Any, folder: str) -> Any:
+def _patiently(start: Callable[[], T]) -> T:
     # The wheel waits ten seconds for a start, too few on a busy machine; a second call finds the server that came up.
     for _ in range(5):
         try:
-            return pgserver.get_server(folder)
+            return start()
         except subprocess.SubprocessError:
             time.sleep(5)
-    return pgserver.get_server(folder)
+    return start()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

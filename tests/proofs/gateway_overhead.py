@@ -25,7 +25,7 @@ from cartridge_core.proof import FOLDER, Bound, write_proof
 from cartridge_core.rendering import bare_prefix_token_ids, render_turns
 from cartridge_core.serving.prompt import ServedModel, read_served_model
 from cartridge_core.settings import Settings
-from tests.proofs.http_load import Load, Outcome, Target, median, run_load
+from tests.proofs.http_load import Load, Outcome, Target, command_line, median, run_load
 
 ASKED: dict[str, dict[str, float] | Bound] = {
     "gateway_overhead_ms_p50": {"at_most": 3.0},
@@ -176,7 +176,7 @@ def main() -> int:
     sides = sides_of(engine, gateway, model, served_as, options.tokens, options.key)
     plan = Plan(options.callers, options.round_seconds, options.rounds)
     figures = overhead(sides, plan, lambda text: console.print(text, style="dim"))
-    command = f"python -m tests.proofs.gateway_overhead --engine-url {engine} --gateway-url {gateway}"
+    command = command_line("tests.proofs.gateway_overhead")
     proof = write_proof("bench-gateway", command, figures, ASKED, started, folder=options.output)
     return 0 if proof.ok else 1
 

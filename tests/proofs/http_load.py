@@ -83,6 +83,13 @@ def run_load(load: Load) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
+def command_line(module: str) -> str:
+    """What was run, for the report: without an API key."""
+    arguments = sys.argv[1:]
+    shown = ["..." if before == "--key" else one for before, one in zip(["", *arguments], arguments, strict=False)]
+    return " ".join([f"python -m {module}", *shown])
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which a share of them lies; NaN where there are none."""
     if not values:

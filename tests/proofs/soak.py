@@ -23,7 +23,7 @@ from rich.console import Console
 
 from cartridge_core.proof import FOLDER, Bound, write_proof
 from tests.proofs.gateway_process import CORPORA, answers_left, gateway_process, listening_on
-from tests.proofs.http_load import Load, Outcome, Target, median, percentile, run_load
+from tests.proofs.http_load import Load, Outcome, Target, command_line, median, percentile, run_load
 
 ASKED: dict[str, dict[str, float] | Bound] = {
     "streams_lost": {"at_most": 0},
@@ -170,14 +170,9 @@ def main() -> int:
         with gateway_process(max_running=options.callers) as served:
             target = questions(CORPORA, options.tokens, None, served.url)
             figures, readings, problems = soak(served.url, served.process, target, *common)
-    command = " ".join(["python -m tests.proofs.soak", *_without_key(sys.argv[1:])])
     extra = {"memory_mb": [round(one, 1) for one in readings], "problems": problems}
-    proof = write_proof("soak", command, figures, ASKED, started, extra, options.output)
+    proof = write_proof("soak", command_line("tests.proofs.soak"), figures, ASKED, started, extra, options.output)
     return 0 if proof.ok else 1
-
-
-def _without_key(arguments: list[str]) -> list[str]:
-    return ["..." if before == "--key" else one for before, one in zip(["", *arguments], arguments, strict=False)]
 
 
 if __name__ == "__main__":

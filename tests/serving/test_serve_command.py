@@ -75,7 +75,7 @@ def test_from_documents_to_an_answer_over_http(workplace: Workplace) -> None:
     assert (request["corpus"], request["status"], request["version"], request["served"]) == (
         "wards",
         200,
-        1,
+        "1",
         "cartridge",
     )
     assert request["completion_tokens"] == reply["usage"]["completion_tokens"]

@@ -112,7 +112,7 @@ def test_a_request_is_one_trace_from_its_caller_to_the_engine(
     assert request.parent_span_id.hex() == PARENT and request.kind == request.SPAN_KIND_SERVER
     assert {spans[name].parent_span_id for name in ("resolve", "load", "engine")} == {request.span_id}
     assert attributes(request)["http.response.status_code"] == 200
-    assert attributes(request)["cartridge.corpus"] == "clinic" and attributes(request)["cartridge.version"] == 1
+    assert attributes(request)["cartridge.corpus"] == "clinic" and attributes(request)["cartridge.version"] == "1"
     assert spans["load"].start_time_unix_nano >= spans["resolve"].end_time_unix_nano
     assert request.end_time_unix_nano >= spans["engine"].end_time_unix_nano >= spans["load"].end_time_unix_nano
     # What an engine behind HTTP is to send along names the engine's span as the parent.
