@@ -17,7 +17,7 @@ from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loop import train
-from tests.serving.vllm.shapes import OPTIONS, model_of
+from tests.serving.vllm.shapes import MEMORY, OPTIONS, model_of
 from tests.vllm_server import EXACT, VllmServer, vllm_server
 
 NUM_TOKENS = {"a": 64, "b": 50, "c": 80, "d": 80, "e": 20, "first": 72}
@@ -74,8 +74,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 @pytest.fixture(scope="session")
 def vllm(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    """Blocks for 4,096 tokens: enough for a few requests at once, too few for many, which are then preempted."""
     folder: Path = tmp_path_factory.mktemp("vllm")
-    sizes = "--max-model-len 4096 --num-gpu-blocks-override 130 --max-num-seqs 64"
-    with vllm_server(shelf.settings, folder, *EXACT, *sizes.split(), *OPTIONS) as server:
+    with vllm_server(shelf.settings, folder, *EXACT, *MEMORY, *OPTIONS) as server:
         yield server

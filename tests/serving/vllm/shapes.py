@@ -38,6 +38,11 @@ _ROPE = {"rope_type": "default", "rope_theta": 20000.0}
 _WINDOW = 48
 """Shorter than most Cartridges of the tests."""
 
+# Enough blocks for a few requests at once, too few for many, which are then preempted. Where layers have
+# windows, several groups of layers take blocks of their own.
+_LENGTH, _BLOCKS = (2048, 400) if SHAPE == "gemma3" else (4096, 130)
+MEMORY = f"--max-num-seqs 64 --max-model-len {_LENGTH} --num-gpu-blocks-override {_BLOCKS}".split()
+
 
 def _qwen3() -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**_SIZES, rope_parameters=_ROPE))
