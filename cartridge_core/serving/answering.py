@@ -12,7 +12,7 @@ from cartridge_core.serving.model_name import CorpusReference, parse_model_name,
 from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
-from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

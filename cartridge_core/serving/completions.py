@@ -21,7 +21,7 @@ from cartridge_core.serving.openai_types import ChatRequest, CompletionRequest, 
 from cartridge_core.serving.prompt import PromptKind
 from cartridge_core.serving.replies import ChatReply, Choice, Reply, TextReply, Usage, error_reply
 from cartridge_core.serving.request_log import NOT_ANSWERED, RequestRecord
-from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.sampling_params import SamplingParams
 
 T = TypeVar("T")
 

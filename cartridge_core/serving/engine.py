@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from cartridge_core.serving.cache import CacheCounts, Resident
 from cartridge_core.serving.resolver import ResolvedCartridge
-from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
