@@ -54,6 +54,8 @@ class Prompt:
     """`max_tokens` is what was asked for; 0 for all that fits."""
     extra: dict[str, Any]
     n: int
+    whole: bool
+    """Whether the answer is wanted in one piece."""
     kind: PromptKind
 
 
@@ -133,6 +135,7 @@ class Answerer:
             sampling=self._fitting(front, prompt),
             cartridge=front.cartridge if front.served == "cartridge" else None,
             n=prompt.n,
+            whole=prompt.whole,
             extra=prompt.extra,
         )
         pieces = self._engine.generate(request)

@@ -212,7 +212,7 @@ def _prompt(body: GenerationFields, ids: Sequence[int], wanted: int, logprobs: i
         stop=body.stops(),
         logprobs=logprobs,
     )
-    return Prompt(tuple(ids), sampling, body.engine_fields(), body.n or 1, kind)
+    return Prompt(tuple(ids), sampling, body.engine_fields(), body.n or 1, not body.stream, kind)
 
 
 async def _merged(ready: _Ready) -> AsyncGenerator[Piece, None]:

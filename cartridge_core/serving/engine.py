@@ -22,6 +22,8 @@ class GenerationRequest:
     """What stands in front; None for nothing."""
     n: int = 1
     """Answers to write."""
+    whole: bool = False
+    """Whether nobody reads along, so that one piece an answer will do."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the request as the client sent them; only names that the engine's `features` hold."""
 
