@@ -16,8 +16,8 @@ from cartridge_core.serving.application import create_app
 from cartridge_core.serving.attachment import attachment_key
 from cartridge_core.serving.config import GatewayConfig
 from cartridge_core.serving.door import check_may_listen
-from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.engine import Engine
+from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.prompt import ServedModel, read_served_model
 from cartridge_core.serving.request_log import JsonLines
 from cartridge_core.settings import Settings

@@ -92,7 +92,7 @@ class AnswerReader:
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         if cached < self._cartridge_tokens:
             raise CartridgeMissedError(
-                f"The engine had {cached} of the Cartridge's {self._cartridge_tokens} tokens, so its answer is worthless.",
+                f"The engine had {cached} of the Cartridge's {self._cartridge_tokens} tokens: it wrote no answer.",
                 "The operator has to start it with `cartridge engine`.",
                 retry_after=5.0,
             )
