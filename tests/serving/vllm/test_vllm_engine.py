@@ -1,5 +1,6 @@
 """The gateway in front of a real vLLM server."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -9,8 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from cartridge_core.settings import Settings
-from tests.serving.shop import QUESTION, Running, Shop, events, eventually, serving, text_of
+from cartridge_core.catalog import catalog_session
+from cartridge_core.catalog.api_keys import create_api_key
+from cartridge_core.rendering import bare_prefix_token_ids
+from cartridge_core.serving.replica import Replica
+from cartridge_core.serving.replicas import Replicas
+from tests.serving import shop as shops
+from tests.serving.shop import QUESTION, Running, Shop, events, eventually, serving
 from tests.serving.vllm.conftest import KEY, Shelf
 from tests.serving.vllm.relay import Relay, relay
 from tests.vllm_server import VllmServer
@@ -23,8 +29,13 @@ LONG: dict[str, Any] = {"model": "clinic", "messages": QUESTION, "max_tokens": 3
 
 @pytest.fixture(scope="module")
 def shop(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    folder: Path = tmp_path_factory.mktemp("shop")
-    made = Shop(shelf.base, folder, attachment_key=KEY, base_model=BASE, artifact_root=shelf.settings.artifact_root)
+    made = Shop(
+        shelf.base,
+        tmp_path_factory.mktemp("shop"),
+        attachment_key=KEY,
+        base_model=BASE,
+        artifact_root=shelf.settings.artifact_root,
+    )
     made.add("clinic", 1, "champion")
     made.add("law", 1, "champion")
     return made
@@ -40,6 +51,12 @@ def server(shop: Shop, vllm: VllmServer) -> Iterator[Running]:
 def relayed(vllm: VllmServer) -> Iterator[Relay]:
     with relay(vllm.url) as made:
         yield made
+
+
+def beside(shop: Shop, folder: Path, **settings: Any) -> Shop:
+    """Another catalog over the same artifact store."""
+    wanted = {"attachment_key": KEY, "base_model": BASE, "artifact_root": shop.settings.artifact_root}
+    return Shop(shop.base, folder, **wanted | settings)
 
 
 def running_in(vllm: VllmServer) -> float:
@@ -91,8 +108,6 @@ def expected_tokens(shop: Shop, corpus: str) -> int:
 
 
 def test_the_base_model_answers_with_log_probs(shop: Shop, server: Running) -> None:
-    from cartridge_core.rendering import bare_prefix_token_ids
-
     expected = shop.expected(None, front=bare_prefix_token_ids(shop.base.tokenizer))
     reply = server.answer(model=BASE, logprobs=True, top_logprobs=3)
     assert text_of(reply) == expected.text and "cartridge" not in reply
@@ -190,12 +205,8 @@ def test_too_long_for_the_engine(shop: Shop, vllm: VllmServer) -> None:
 
 
 def test_another_key_is_refused_and_not_the_callers_fault(shop: Shop, vllm: VllmServer, tmp_path: Path) -> None:
-    other = Shop(shop.base, tmp_path, attachment_key=KEY[::-1], base_model=BASE)
-    other.settings = Settings(
-        **{name: getattr(shop.settings, name) for name in ("home", "artifact_root", "base_model")},
-        attachment_key=KEY[::-1],
-        device="cpu",
-    )
+    other = beside(shop, tmp_path, attachment_key=KEY[::-1])
+    other.add("clinic", 1, "champion")
     with serving(other, vllm_urls=(vllm.url,)) as wrong:
         assert wrong.error(503, model="clinic")["code"] == "engine_error"
         assert wrong.answer(model=BASE)
@@ -267,43 +278,37 @@ async def _never(*arguments: Any) -> None:
     return None
 
 
-def test_operators_load_pin_and_unload(shop: Shop, server: Running) -> None:
-    from cartridge_core.catalog import catalog_session
-    from cartridge_core.catalog.api_keys import create_api_key, revoke_api_key
-
-    shop.add("ward", 1, "champion")
-    with catalog_session(shop.settings) as session:
-        row, token = create_api_key(session, "default", "ops", operator=True)
+def test_operators_load_pin_and_unload(shop: Shop, vllm: VllmServer, tmp_path: Path) -> None:
+    ward = beside(shop, tmp_path)
+    ward.add("ward", 1, "champion", start=200)
+    with catalog_session(ward.settings) as session:
+        _, token = create_api_key(session, "default", "ops", operator=True)
     headers = {"authorization": f"Bearer {token}"}
+    with serving(ward, vllm_urls=(vllm.url,)) as server:
 
-    def post(what: str, **body: Any) -> httpx.Response:
-        return server.client.post(f"/admin/cartridges/{what}", json={"model": "ward"} | body, headers=headers)
+        def post(what: str, **body: Any) -> int:
+            said = server.client.post(f"/admin/cartridges/{what}", json={"model": "ward"} | body, headers=headers)
+            return said.status_code
 
-    def listed() -> dict[str, Any]:
-        found = server.client.get("/admin/cartridges", headers=headers).json()["cartridges"]
-        return next(one for one in found if one["model"] == "ward:1")
+        def listed() -> dict[str, Any]:
+            (found,) = server.client.get("/admin/cartridges", headers=headers).json()["cartridges"]
+            return dict(found)
 
-    try:
-        assert not listed()["resident"] and post("unload").status_code == 404
-        assert post("load").status_code == 200 and listed()["resident"]
-        assert post("pin").status_code == 200 and listed()["pinned"]
-        assert text_of(server.answer(model="ward", key=token)) == shop.expected("ward").text
-        assert post("pin", pinned=False).status_code == 200 and not listed()["pinned"]
-        assert post("unload").status_code == 200 and not listed()["resident"]
-        assert text_of(server.answer(model="ward", key=token)) == shop.expected("ward").text
-        counts = server.client.get("/admin/cartridges", headers=headers).json()["cache"]
-        assert counts["hits"] > 0 and counts["resident_bytes"] > 0
-    finally:
-        with catalog_session(shop.settings) as session:
-            revoke_api_key(session, "default", row.key_id)
+        def answered() -> str:
+            return text_of(server.answer(model="ward", key=token))
+
+        assert not listed()["resident"] and post("unload") == 404
+        assert post("load") == 200 and listed()["resident"]
+        assert post("pin") == 200 and listed()["pinned"]
+        assert answered() == ward.expected("ward").text
+        assert post("pin", pinned=False) == 200 and not listed()["pinned"]
+        assert post("unload") == 200 and not listed()["resident"]
+        assert answered() == ward.expected("ward").text
+        assert eventually(lambda: server.gateway.engine.cache_counts().hits > 0)
+        assert server.gateway.engine.cache_counts().resident_bytes > 0
 
 
 def test_a_server_of_another_model_or_window_is_not_used(shop: Shop, vllm: VllmServer) -> None:
-    import asyncio
-
-    from cartridge_core.serving.replica import Replica
-    from cartridge_core.serving.replicas import Replicas
-
     async def problem(model: str, window: int, url: str = vllm.url) -> str | None:
         replica = Replica(1, url, 5.0)
         replicas = Replicas([replica], model, window, 4)
