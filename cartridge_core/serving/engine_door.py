@@ -1,7 +1,8 @@
 """In front of vLLM's own API: only signed Cartridges come in, and their files are on this machine before it is asked.
 
 vLLM's scheduler can refuse a request only as an internal error, and a load that fails inside costs a place in
-the batch. Here a refusal has a status, a code and a remedy. The connector verifies once more: it is the lock, this the door.
+the batch. Here a refusal has a status, a code and a remedy. The connector verifies once more: it is the lock,
+this the door.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cartridge_core.errors import PublishingError
 from cartridge_core.serving.attachment import PARAMETER, Attachment, AttachmentError, attachment_key
 from cartridge_core.serving.errors import BadRequestError, ForbiddenError, NotLoadedError, ServingError
 from cartridge_core.serving.fetching import fetch_files
@@ -39,8 +41,8 @@ class EngineDoor:
         self._app, self._settings = app, Settings()
         self._key = attachment_key(self._settings)
         self._threads = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="cartridge-fetch")
-        self._bytes: dict[str, int] = {}
-        """Of those whose files were verified."""
+        self._bytes: dict[tuple[str, str], int] = {}
+        """Of those whose files were verified, by tenant and digest."""
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._counts = {"hits": 0, "fetches": 0, "failed_fetches": 0}
 
@@ -66,7 +68,7 @@ class EngineDoor:
         await self._app(scope, _replayed(body, receive), send)
 
     def _described(self) -> dict[str, Any]:
-        there = [{"digest": digest, "num_bytes": size} for digest, size in self._bytes.items()]
+        there = [{"digest": digest, "num_bytes": size} for (_, digest), size in self._bytes.items()]
         return {"cartridges": there, "fetching": len(self._fetching), **self._counts}
 
     async def _admit(self, signed: Any) -> None:
@@ -75,10 +77,13 @@ class EngineDoor:
         except AttachmentError as error:
             raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
         for cartridge in attachment.cartridges:
-            await self._present(attachment.tenant, cartridge.digest)
+            try:
+                await self._present(attachment.tenant, cartridge.digest)
+            except PublishingError as error:
+                raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
 
     async def _present(self, tenant: str, digest: str) -> None:
-        if digest in self._bytes and cache_folder(self._settings, digest).is_dir():
+        if (tenant, digest) in self._bytes and cache_folder(self._settings, digest).is_dir():
             self._counts["hits"] += 1
             return
         task = self._fetching.get(digest)
@@ -95,7 +100,8 @@ class EngineDoor:
 
     async def _fetched(self, tenant: str, digest: str) -> None:
         loop = asyncio.get_running_loop()
-        self._bytes[digest] = await loop.run_in_executor(self._threads, fetch_files, self._settings, tenant, digest)
+        size = await loop.run_in_executor(self._threads, fetch_files, self._settings, tenant, digest)
+        self._bytes[tenant, digest] = size
 
     def _settle(self, digest: str, done: "asyncio.Task[None]") -> None:
         del self._fetching[digest]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cartridge_core.errors import ArtifactError, PublishingError, StorageError
+from cartridge_core.errors import ArtifactError, StorageError
 from cartridge_core.manifest import CartridgeManifest
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key, read_artifact
 from cartridge_core.serving.errors import ArtifactUnavailableError, DamagedCartridgeError
@@ -48,13 +48,11 @@ def fetch_files(settings: Settings, tenant: str, digest: str) -> int:
 
     Raises:
         ArtifactUnavailableError, DamagedCartridgeError: As `fetched`.
+        PublishingError: It is another tenant's, or cannot be served.
     """
 
     def read(folder: Path) -> int:
-        try:
-            manifest = read_artifact(folder, tenant).manifest
-        except PublishingError as error:
-            raise ArtifactError(error.problem, error.remedy) from error
+        manifest = read_artifact(folder, tenant).manifest
         _check(folder, manifest, tenant, digest)
         return manifest.stored_bytes
 

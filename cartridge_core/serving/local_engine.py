@@ -10,7 +10,7 @@ from cartridge_core.models import BaseModel
 from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.serving.cache import CacheCounts, CartridgeCache, Resident
 from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
-from cartridge_core.serving.errors import ContextLengthError, EngineError, OverloadedError
+from cartridge_core.serving.errors import CompositionError, ContextLengthError, EngineError, OverloadedError
 from cartridge_core.serving.fetching import fetch_cartridge
 from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.scheduler import Answer, Scheduler
@@ -70,9 +70,9 @@ class LocalEngine:
         self._check(request)
         async with AsyncExitStack() as stack:
             prefix, group = self._empty, ""
-            if request.cartridge is not None:
-                prefix = await stack.enter_async_context(self.cache.lease(request.cartridge))
-                group = request.cartridge.digest
+            for cartridge in request.cartridges:
+                prefix = await stack.enter_async_context(self.cache.lease(cartridge))
+                group = cartridge.digest
             pieces = await stack.enter_async_context(aclosing(self._pieces(request, prefix, group)))
             async for piece in pieces:
                 yield piece
@@ -138,8 +138,9 @@ class LocalEngine:
     def _check(self, request: GenerationRequest) -> None:
         if not self._scheduler.is_alive():
             raise EngineError("The engine has stopped.", self._scheduler.failure or "", retry_after=1.0)
-        taken = 0 if request.cartridge is None else request.cartridge.num_tokens
-        needed = taken + len(request.prompt_token_ids) + request.sampling.max_tokens
+        if len(request.cartridges) > 1:
+            raise CompositionError("The embedded engine does not compose Cartridges.", "Name one.")
+        needed = request.cartridge_tokens + len(request.prompt_token_ids) + request.sampling.max_tokens
         if needed > self._base.max_positions or not request.prompt_token_ids:
             raise ContextLengthError(
                 f"{needed} tokens with Cartridge, prompt and answer; {self._base.identity.id} takes "

@@ -41,10 +41,9 @@ class Bodies:
             request: What is asked.
             whole: Whether the answer is to come in one piece.
         """
-        front = 0 if request.cartridge is None else request.cartridge.num_tokens
         sampling = request.sampling
         body = self._common(request, whole) | {
-            "prompt": [PLACEHOLDER] * front + list(request.prompt_token_ids),
+            "prompt": [PLACEHOLDER] * request.cartridge_tokens + list(request.prompt_token_ids),
             "max_tokens": sampling.max_tokens,
         }
         if sampling.logprobs is not None:
@@ -57,9 +56,9 @@ class Bodies:
     def errand(self, cartridge: ResolvedCartridge, residency: Residency) -> dict[str, Any]:
         """One token behind a Cartridge: vLLM has it in memory for that, or lets it go after it."""
         request = GenerationRequest(
-            "errand", cartridge.tenant, (PLACEHOLDER,), SamplingParams(max_tokens=1, temperature=0.0), cartridge
+            "errand", cartridge.tenant, (PLACEHOLDER,), SamplingParams(max_tokens=1, temperature=0.0), (cartridge,)
         )
-        return self.completion(request, whole=True) | self._in_front(cartridge, residency)
+        return self.completion(request, whole=True) | self._in_front((cartridge,), residency)
 
     def _common(self, request: GenerationRequest, whole: bool) -> dict[str, Any]:
         sampling = request.sampling
@@ -81,14 +80,14 @@ class Bodies:
             body["seed"] = sampling.seed
         if not whole:
             body |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
-        if request.cartridge is None:
+        if not request.cartridges:
             return body | {"cache_salt": tenant_salt(request.tenant, self._key)}
-        return body | self._in_front(request.cartridge, "cached")
+        return body | self._in_front(request.cartridges, "cached")
 
-    def _in_front(self, cartridge: ResolvedCartridge, residency: Residency) -> dict[str, Any]:
+    def _in_front(self, cartridges: tuple[ResolvedCartridge, ...], residency: Residency) -> dict[str, Any]:
         attachment = Attachment(
-            tenant=cartridge.tenant,
-            cartridges=(AttachedCartridge(digest=cartridge.digest, num_tokens=cartridge.num_tokens),),
+            tenant=cartridges[0].tenant,
+            cartridges=tuple(AttachedCartridge(digest=one.digest, num_tokens=one.num_tokens) for one in cartridges),
             expires=time.time() + LIFETIME_S,
             residency=residency,
         )

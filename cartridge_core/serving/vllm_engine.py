@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from cartridge_core.serving.attachment import Residency, attachment_key
@@ -74,8 +74,8 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See `Engine`."""
-        digest = request.cartridge.digest if request.cartridge else ""
-        replica, failed = self._replicas.choose(digest, request.n), None
+        front = "+".join(cartridge.digest for cartridge in request.cartridges)
+        replica, failed = self._replicas.choose(front, request.n), None
         while True:
             begun = False
             try:
@@ -91,33 +91,39 @@ class VllmEngine:
                 if begun or failed is not None or not others:
                     raise
             failed = replica
-            replica = self._replicas.choose(digest, request.n, instead_of=failed)
+            replica = self._replicas.choose(front, request.n, instead_of=failed)
 
     async def _ask(self, replica: Replica, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
-        cartridge = request.cartridge
         # A stream says at its end only whether the Cartridge was in front. So the first answer is looked at as a whole.
-        whole = request.whole or (cartridge is not None and not replica.proven)
-        reader = AnswerReader(cartridge.num_tokens if cartridge else 0, request.sampling.logprobs)
-        digest = cartridge.digest if cartridge else ""
-        self._in_use[digest] += request.n
+        whole = request.whole or (bool(request.cartridges) and not replica.proven)
+        reader = AnswerReader(request.cartridge_tokens, request.sampling.logprobs)
+        body = self._bodies.completion(request, whole)
+        with replica.busy(request.n), self._using(request, replica):
+            async with replica.post(self._replicas.session, "/v1/completions", body) as content:
+                if whole:
+                    for piece in reader.whole(await content.read()):
+                        yield piece
+                else:
+                    async for piece in reader.stream(content.iter_any()):
+                        yield piece
+        self._answered(replica, request.cartridges)
+
+    @contextmanager
+    def _using(self, request: GenerationRequest, replica: Replica) -> Iterator[None]:
+        digests = [cartridge.digest for cartridge in request.cartridges]
+        self._in_use.update(digests)
         try:
-            with replica.busy(request.n):
-                async with replica.post(
-                    self._replicas.session, "/v1/completions", self._bodies.completion(request, whole)
-                ) as content:
-                    if whole:
-                        for piece in reader.whole(await content.read()):
-                            yield piece
-                    else:
-                        async for piece in reader.stream(content.iter_any()):
-                            yield piece
+            yield
         except CartridgeMissedError as error:
-            log.error("an engine ignores Cartridges", extra={"fields": {"engine": replica.number, "cause": str(error)}})
+            fields = {"engine": replica.number, "cause": str(error)}
+            log.error("an engine ignores Cartridges", extra={"fields": fields})
             replica.leave_out("answered without the Cartridge that it was given")
             raise
         finally:
-            self._in_use[digest] -= request.n
-        if cartridge is not None:
+            self._in_use.subtract(digests)
+
+    def _answered(self, replica: Replica, cartridges: Iterable[ResolvedCartridge]) -> None:
+        for cartridge in cartridges:
             replica.proven = True
             self._known.setdefault(cartridge.digest, _Known(cartridge)).on.add(replica.number)
 
@@ -179,9 +185,4 @@ class VllmEngine:
             body = self._bodies.errand(cartridge, residency)
             async with replica.post(self._replicas.session, "/v1/completions", body) as content:
                 AnswerReader(cartridge.num_tokens, None).whole(await content.read())
-        replica.proven = True
-        known = self._known.setdefault(cartridge.digest, _Known(cartridge))
-        if residency == "drop":
-            known.on.discard(replica.number)
-        else:
-            known.on.add(replica.number)
+        self._answered(replica, (cartridge,))
