@@ -1,6 +1,7 @@
 """The server around the gateway: how it listens, and how it stops without cutting anybody off."""
 
 import logging
+import os
 import socket
 import sys
 import time
@@ -118,6 +119,8 @@ def _answering(settings: Settings, config: GatewayConfig, model: str | None) -> 
         from cartridge_core.serving.vllm_engine import VllmConfig, VllmEngine
 
         servers = VllmConfig(config.vllm_urls, config.max_outstanding, config.engine_timeout_s)
+        # It would say that torch is missing, which it may, in the middle of a log of JSON lines.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         # Before the model is read: a missing key is told at once.
         attachment_key(settings)
         served = read_served_model(name, config.window)

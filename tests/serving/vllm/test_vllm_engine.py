@@ -113,7 +113,8 @@ def test_the_base_model_answers_with_log_probs(shop: Shop, server: Running) -> N
     assert text_of(reply) == expected.text and "cartridge" not in reply
     entries = reply["choices"][0]["logprobs"]["content"]
     assert len(entries) == reply["usage"]["completion_tokens"] == len(expected.token_ids)
-    assert "".join(entry["token"] for entry in entries).strip().startswith(expected.text)
+    # vLLM writes each token alone, where this tokenizer's lose the space in front.
+    assert "".join(entry["token"] for entry in entries) == expected.text.replace(" ", "") + "<|end|>"
     for entry in entries:
         top = [one["logprob"] for one in entry["top_logprobs"]]
         assert len(top) == 3 and top == sorted(top, reverse=True)
@@ -145,7 +146,7 @@ def test_several_answers_seeds_and_stops(server: Running) -> None:
     whole = text_of(server.answer(model=BASE, max_tokens=20))
     stop = whole.split()[2]
     cut = server.answer(model=BASE, max_tokens=20, stop=stop)
-    assert text_of(cut) == whole[: whole.index(stop)]
+    assert text_of(cut) == whole[: whole.index(stop)].strip()
     assert cut["choices"][0]["finish_reason"] == "stop"
     assert text_of(server.answer(temperature=2, top_p=0)) == text_of(server.answer())
 
@@ -169,12 +170,15 @@ def test_fields_of_the_engine(server: Running) -> None:
 
 
 def test_who_goes_away_ends_the_work(server: Running, vllm: VllmServer) -> None:
-    for stream in (True, False):
-        with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=1.5) as client:
-            reply = client.send(client.build_request("POST", "/v1/chat/completions", json=LONG | {"stream": stream}))
-            assert not reply
-        assert eventually(lambda: running_in(vllm) == 0)
-        assert eventually(lambda: server.client.get("/readyz").json()["running"] == 0)
+    with server.client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as reply:
+        lines = reply.iter_lines()
+        assert [next(lines) for _ in range(12)]
+        assert running_in(vllm) == 1
+    assert eventually(lambda: running_in(vllm) == 0)
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.8) as client:
+        client.post("/v1/chat/completions", json=LONG)
+    assert eventually(lambda: running_in(vllm) == 0)
+    assert eventually(lambda: server.client.get("/readyz").json()["running"] == 0)
 
 
 def test_a_store_that_fails_is_told_as_it_is(shop: Shop, server: Running) -> None:
