@@ -21,7 +21,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export VENV_VLLM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm-setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+# Whatever the list below names is no file.
+.PHONY: $(shell awk -F: '/^[a-z-]+:.*## / {print $$1}' $(firstword $(MAKEFILE_LIST)))
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +76,9 @@ bench-train: $(STAMP)  ## Tokens trained a second, against peft's CARTRIDGE: abo
 
 bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and seconds to its loss (about two hours)
 	$(BIN)/python -m tests.proofs.bench_recipe $(BENCH_FLAGS)
+
+bench-composition: $(STAMP)  ## What two Cartridges that were trained apart are worth together: about 6 minutes on two CPU cores
+	$(BIN)/python -m tests.proofs.bench_composition $(BENCH_FLAGS)
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)

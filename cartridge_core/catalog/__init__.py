@@ -6,6 +6,12 @@ Functions take an open session (`catalog_session`) and the tenant they act for; 
 from cartridge_core.catalog.aliases import CHAMPION, AliasChange, alias_history, clear_alias, resolve, set_alias
 from cartridge_core.catalog.base_models import record_base_model
 from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, record_cartridge
+from cartridge_core.catalog.compositions import (
+    CompositionEntry,
+    composition_digest,
+    find_composition,
+    record_composition,
+)
 from cartridge_core.catalog.corpora import list_corpora, record_corpus
 from cartridge_core.catalog.datasets import record_dataset
 from cartridge_core.catalog.entry import CatalogEntry
@@ -20,6 +26,7 @@ __all__ = [
     "AliasChange",
     "Catalog",
     "CatalogEntry",
+    "CompositionEntry",
     "SchemaUpgrade",
     "Status",
     "Whereabouts",
@@ -27,11 +34,14 @@ __all__ = [
     "catalog_session",
     "change_status",
     "clear_alias",
+    "composition_digest",
     "find_cartridge",
+    "find_composition",
     "list_cartridges",
     "list_corpora",
     "record_base_model",
     "record_cartridge",
+    "record_composition",
     "record_corpus",
     "record_dataset",
     "record_evaluation",

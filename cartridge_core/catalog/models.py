@@ -156,6 +156,35 @@ class EvaluationRow(Row, AppendOnly, Base):
     """Folder of the report in the artifact store."""
 
 
+class CompositionEvaluationRow(Row, AppendOnly, Base):
+    """One graded composition of several Cartridges and the gate's answer; the newest row counts."""
+
+    __tablename__ = "composition_evaluations"
+    __table_args__ = (*keys(), Index(None, "tenant", "composition"))
+
+    composition: Mapped[str] = mapped_column(DIGEST)
+    """Digest of the list of Cartridge digests, in order."""
+    cartridges: Mapped[list[str]] = mapped_column(JSON)
+    """Digests of the Cartridges, in order."""
+    digest: Mapped[str] = mapped_column(DIGEST)
+    """Digest of the evaluation report."""
+    num_questions: Mapped[int]
+    """Questions about all corpora."""
+    score: Mapped[float | None] = mapped_column(Double)
+    """The composition's score over all of them, 0 to 1."""
+    icl_score: Mapped[float | None] = mapped_column(Double)
+    """Score with all corpora in context; None where they do not fit."""
+    figures: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Scores of all arms, corpus by corpus."""
+    passed: Mapped[bool] = mapped_column(Boolean)
+    """Whether the gate lets it be served."""
+    gate: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """What was asked of it."""
+    reason: Mapped[str] = mapped_column(Text)
+    """What the gate found."""
+    actor: Mapped[str] = mapped_column(String(255), default="")
+
+
 class StatusChangeRow(Row, AppendOnly, Base):
     """What happened to a Cartridge; the newest row is its status."""
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cartridge_core.catalog import CHAMPION, Catalog, CatalogEntry, find_cartridge, list_cartridges
 from cartridge_core.publishing import Promotion, promote, rollback
 from cartridge_core.serving.caller import Caller
+from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.errors import ForbiddenError, ServingError, UnknownModelError
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single, unknown_model
@@ -109,6 +110,16 @@ class Operations:
             }
             for entry in await asyncio.to_thread(listed)
             if caller.may_use(entry.corpus)
+        ]
+
+    async def compositions(self, caller: Caller) -> list[dict[str, Any]]:
+        """Compositions of the caller's Cartridges that are in memory."""
+        held = [(one.cartridge, one) for one in await self._gateway.engine.residents()]
+        return [
+            {"model": composition.name, "num_bytes": one.num_bytes, "in_use": one.in_use}
+            for composition, one in held
+            if isinstance(composition, Composition) and composition.tenant == caller.tenant
+            if all(caller.may_use(part.corpus) for part in composition.parts)
         ]
 
     async def load(self, caller: Caller, body: Named) -> dict[str, Any]:
@@ -219,7 +230,11 @@ def operator_routes(gateway: Gateway) -> APIRouter:
     async def cartridges(caller: Operator) -> dict[str, Any]:
         """List registered Cartridges, and what the cache did."""
         counts = asdict(gateway.engine.cache_counts())
-        return {"cartridges": await operations.cartridges(caller), "cache": counts}
+        return {
+            "cartridges": await operations.cartridges(caller),
+            "compositions": await operations.compositions(caller),
+            "cache": counts,
+        }
 
     @router.post("/cartridges/load")
     async def load(body: Named, caller: Operator) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class GatewayConfig(BaseModel):
     """Port to listen on; 0 takes a free one."""
     fallback: Fallback = "refuse"
     """What is answered where a Cartridge cannot be served, if the caller does not say."""
+    composition: bool = False
+    """Whether requests may name several Cartridges, `a+b`; answered where an evaluation of them passed the gate."""
     vllm_urls: tuple[Annotated[str, AfterValidator(_address)], ...] = ()
     """Addresses of vLLM servers that `cartridge engine` started; none for the embedded engine."""
     window: int | None = Field(default=None, gt=0)

@@ -3,16 +3,21 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cartridge_core.cartridge import Cartridge
+from cartridge_core.compose import compose
 from cartridge_core.errors import ArtifactError
+from cartridge_core.manifest import CartridgeManifest, read_manifest
 from cartridge_core.serving.kv_blocks import local_heads
 from cartridge_core.serving.residency import Front
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ask import cache_folder
+from cartridge_core.stored_tensors import exact_tensors
+from cartridge_core.tensor_stream import stream_tensors
 
 _LOADS_AT_ONCE = 2
 
@@ -26,8 +31,6 @@ class LayerShape:
     num_kv_heads: int
     """In this worker."""
     head_dim: int
-    dtype: torch.dtype
-    """In which keys and values are handed to the layer."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,22 @@ class EngineCartridges:
     Args:
         settings: Name the folder of this machine's copies.
         layers: The worker's attention layers by name.
+        dtype: In which keys and values are handed to them.
         rank: Of the worker among those that share each layer.
         ranks: Their number.
         pinned: Whether to hold them in page-locked memory, from where a GPU copies without waiting.
     """
 
     def __init__(
-        self, settings: Settings, layers: Mapping[str, LayerShape], rank: int, ranks: int, pinned: bool
+        self,
+        settings: Settings,
+        layers: Mapping[str, LayerShape],
+        dtype: torch.dtype,
+        rank: int,
+        ranks: int,
+        pinned: bool,
     ) -> None:
-        self._settings, self._layers = settings, layers
+        self._settings, self._layers, self._dtype = settings, layers, dtype
         self._rank, self._ranks, self._pinned = rank, ranks, pinned
         self._held: dict[Front, Future[Shard]] = {}
         self._threads = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="cartridge-load")
@@ -82,31 +92,37 @@ class EngineCartridges:
         self._held.clear()
 
     def _read(self, tenant: str, front: Front) -> Shard:
-        (digest,) = front
-        cartridge = Cartridge.load(cache_folder(self._settings, digest))
-        if cartridge.digest != digest or cartridge.manifest.tenant != tenant:
-            raise ArtifactError(f"The copy of Cartridge {digest[:12]} holds {cartridge.digest[:12]}.")
-        if not cartridge.publishable():
-            raise ArtifactError(f"Cartridge {digest[:12]} does not end where a user's first token would start.")
-        return self._cut(cartridge)
+        folders = [cache_folder(self._settings, digest) for digest in front]
+        manifests = [_manifest(folder, tenant, digest) for folder, digest in zip(folders, front, strict=True)]
+        if len(front) == 1 and manifests[0].quantization is None:
+            return self._shard({name: self._local(t) for name, t in stream_tensors(folders[0], manifests[0])})
+        prefix = compose([Cartridge.load(folder) for folder in folders])
+        return self._shard({name: self._local(t) for name, t in exact_tensors(prefix.keys, prefix.values).items()})
 
-    def _cut(self, cartridge: Cartridge) -> Shard:
-        prefix, layers = cartridge.prefix(), {}
+    def _local(self, side: Tensor) -> Tensor:
+        """This worker's heads of a layer's keys or values, `[num_tokens, local heads, head_dim]`."""
+        heads = side[local_heads(side.shape[0], self._rank, self._ranks)].transpose(0, 1)
+        return torch.empty(heads.shape, dtype=self._dtype, pin_memory=self._pinned).copy_(heads)
+
+    def _shard(self, sides: Mapping[str, Tensor]) -> Shard:
+        layers = {}
         for name, shape in self._layers.items():
-            there = shape.index < len(prefix.keys)
-            layers[name] = (
-                self._side(name, shape, prefix.keys[shape.index] if there else None),
-                self._side(name, shape, prefix.values[shape.index] if there else None),
-            )
+            key, value = (sides.get(f"layers.{shape.index}.{side}") for side in ("key", "value"))
+            wanted = (shape.num_kv_heads, shape.head_dim)
+            if key is None or value is None or key.shape[1:] != wanted or value.shape[1:] != wanted:
+                raise ArtifactError(
+                    f"{name} has {wanted[0]} KV heads of {wanted[1]} in this worker, the Cartridge "
+                    f"{'none' if key is None else f'{key.shape[1]} of {key.shape[2]}'}.",
+                    "Serve it with the base model that it was built for.",
+                )
+            layers[name] = (key, value)
         return Shard(layers)
 
-    def _side(self, name: str, shape: LayerShape, side: Tensor | None) -> Tensor:
-        heads = None if side is None else side[local_heads(side.shape[0], self._rank, self._ranks)]
-        if heads is None or (heads.shape[0], heads.shape[2]) != (shape.num_kv_heads, shape.head_dim):
-            raise ArtifactError(
-                f"{name} has {shape.num_kv_heads} KV heads of {shape.head_dim} in this worker, the Cartridge "
-                f"{'none' if heads is None else f'{heads.shape[0]} of {heads.shape[2]}'}.",
-                "Serve it with the base model that it was built for.",
-            )
-        held = torch.empty((heads.shape[1], heads.shape[0], heads.shape[2]), dtype=shape.dtype, pin_memory=self._pinned)
-        return held.copy_(heads.transpose(0, 1))
+
+def _manifest(folder: Path, tenant: str, digest: str) -> CartridgeManifest:
+    manifest = read_manifest(folder)
+    if manifest.digest != digest or manifest.tenant != tenant:
+        raise ArtifactError(f"The copy of Cartridge {digest[:12]} holds {manifest.digest[:12]}.")
+    if manifest.next_position != manifest.num_tokens:
+        raise ArtifactError(f"Cartridge {digest[:12]} does not end where a user's first token would start.")
+    return manifest

@@ -250,14 +250,13 @@ class _WorkerSide:
             (group.kv_cache_spec.block_size, tuple(group.layer_names)) for group in kv_cache_config.kv_cache_groups
         ]
         shapes = {
-            name: LayerShape(
-                extract_layer_index(name), spec.num_kv_heads, spec.head_size, vllm_config.model_config.dtype
-            )
+            name: LayerShape(extract_layer_index(name), spec.num_kv_heads, spec.head_size)
             for name, spec in _attention_layers(kv_cache_config)
         }
         self._cartridges = EngineCartridges(
             settings,
             shapes,
+            vllm_config.model_config.dtype,
             get_tensor_model_parallel_rank(),
             get_tensor_model_parallel_world_size(),
             pinned=torch.cuda.is_available(),

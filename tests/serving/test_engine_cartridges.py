@@ -57,7 +57,6 @@ def shapes(cartridge: Cartridge, ranks: int = 1, **changes: int) -> dict[str, La
             index,
             changes.get("num_kv_heads", max(1, layer.num_kv_heads // ranks)),
             changes.get("head_dim", layer.head_dim),
-            torch.float32,
         )
         for index, layer in enumerate(cartridge.manifest.layers)
     }
@@ -69,7 +68,7 @@ def test_each_worker_gets_its_heads(stored: tuple[Settings, Cartridge]) -> None:
     for ranks in (1, num_heads, 2 * num_heads):
         parts = []
         for rank in range(ranks):
-            workers = EngineCartridges(settings, shapes(cartridge, ranks), rank, ranks, pinned=False)
+            workers = EngineCartridges(settings, shapes(cartridge, ranks), torch.float32, rank, ranks, pinned=False)
             shard = workers.load("default", (cartridge.digest,)).result(20)
             assert workers.shard((cartridge.digest,)) is shard
             parts.append(shard.layers["model.layers.1.self_attn.attn"])
@@ -84,7 +83,7 @@ def test_each_worker_gets_its_heads(stored: tuple[Settings, Cartridge]) -> None:
 @pytest.mark.parametrize("change", [{"num_kv_heads": 3}, {"head_dim": 4}])
 def test_another_models_shapes_are_refused(stored: tuple[Settings, Cartridge], change: dict[str, int]) -> None:
     settings, cartridge = stored
-    workers = EngineCartridges(settings, shapes(cartridge, **change), 0, 1, pinned=False)
+    workers = EngineCartridges(settings, shapes(cartridge, **change), torch.float32, 0, 1, pinned=False)
     with pytest.raises(ArtifactError, match=r"model\.layers\.0"):
         workers.load("default", (cartridge.digest,)).result(20)
     workers.close()
@@ -92,7 +91,7 @@ def test_another_models_shapes_are_refused(stored: tuple[Settings, Cartridge], c
 
 def test_a_failed_load_is_tried_again(stored: tuple[Settings, Cartridge]) -> None:
     settings, cartridge = stored
-    workers = EngineCartridges(settings, shapes(cartridge), 0, 1, pinned=False)
+    workers = EngineCartridges(settings, shapes(cartridge), torch.float32, 0, 1, pinned=False)
     with pytest.raises(ArtifactError):
         workers.load("other", (cartridge.digest,)).result(20)
     workers.load("default", (cartridge.digest,)).result(20)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cartridge_core.cartridge import Cartridge
+from cartridge_core.compose import compose
 from cartridge_core.corpus import Corpus, Document
 from cartridge_core.models import BaseModel, load_base_model
 from cartridge_core.prefix_kv import PrefixKV
@@ -47,7 +48,7 @@ class Shelf:
 
     def front(self, names: tuple[str, ...]) -> PrefixKV | None:
         """What transformers gets as past keys and values."""
-        return self.cartridges[names[0]].prefix() if names else None
+        return compose([self.cartridges[name] for name in names]) if names else None
 
     def stored(self, name: str) -> Path:
         """Where the artifact store has it."""

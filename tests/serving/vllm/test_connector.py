@@ -124,6 +124,11 @@ def test_a_long_prompt_behind_a_cartridge(client: Client) -> None:
     client.all([Asked(("b",), " ".join(QUESTIONS) * 30)])
 
 
+def test_composed_in_both_orders(client: Client) -> None:
+    client.all([Asked(front, text) for front in (("a", "b"), ("b", "a"), ("c", "e", "a")) for text in QUESTIONS[:2]])
+    client.all([Asked(("a",)), Asked(("a", "b")), Asked(("b",))])
+
+
 def test_preempted_and_resumed(client: Client) -> None:
     before = client.metric("vllm:num_preemptions_total")
     client.all([Asked((name,), text, max_tokens=150) for name in "abcde" for text in QUESTIONS for _ in range(2)])
