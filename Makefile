@@ -68,6 +68,9 @@ format: $(STAMP)  ## Apply the style
 types: $(STAMP)  ## Type checks
 	$(BIN)/mypy
 
+browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROMIUM=/path where it is not found); screenshots
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/browser/page_in_chromium.py
+
 reference-model: $(STAMP)  ## Train the shipped reference model from scratch (two CPU cores: about 35 minutes)
 	$(BIN)/python -m cartridge_core.reference.train
 
@@ -82,6 +85,12 @@ bench-composition: $(STAMP)  ## What two Cartridges that were trained apart are 
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
+
+soak: $(STAMP)  ## 200 streams for ten minutes: none lost, memory flat (BENCH_FLAGS="--seconds 60")
+	$(BIN)/python -m tests.proofs.soak $(BENCH_FLAGS)
+
+bench-gateway: $(STAMP)  ## The gateway against its engine asked directly (BENCH_FLAGS="--engine-url URL --gateway-url URL")
+	$(BIN)/python -m tests.proofs.gateway_overhead $(BENCH_FLAGS)
 
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -16,6 +16,7 @@ from cartridge_core.catalog.corpora import list_corpora, record_corpus
 from cartridge_core.catalog.datasets import record_dataset
 from cartridge_core.catalog.entry import CatalogEntry
 from cartridge_core.catalog.evaluations import record_evaluation
+from cartridge_core.catalog.pins import list_pins, record_pin
 from cartridge_core.catalog.registrations import Whereabouts, record_registration
 from cartridge_core.catalog.session import Catalog, SchemaUpgrade, catalog_session, upgrade_catalog
 from cartridge_core.catalog.statuses import Status, change_status, retire, status_of
@@ -39,12 +40,14 @@ __all__ = [
     "find_composition",
     "list_cartridges",
     "list_corpora",
+    "list_pins",
     "record_base_model",
     "record_cartridge",
     "record_composition",
     "record_corpus",
     "record_dataset",
     "record_evaluation",
+    "record_pin",
     "record_registration",
     "record_tombstone",
     "resolve",

@@ -1,7 +1,8 @@
 """Tables of the catalog.
 
-Everything but `aliases` and `api_keys` is append-only. A Cartridge's row says what it is; what happens to it later
-(registrations, evaluations, status changes, erasure) are further rows beside it, so that history cannot be rewritten.
+Everything but `aliases`, `api_keys` and `pins` is append-only. A Cartridge's row says what it is; what happens to it
+later (registrations, evaluations, status changes, erasure) are further rows beside it, so that history cannot be
+rewritten.
 """
 
 from datetime import datetime
@@ -252,6 +253,17 @@ class AliasChangeRow(Row, AppendOnly, Base):
     """Where it points since; None when it was cleared."""
     reason: Mapped[str] = mapped_column(Text, default="")
     actor: Mapped[str] = mapped_column(String(255), default="")
+
+
+class PinRow(Row, Base):
+    """A Cartridge that gateways keep in memory whatever comes."""
+
+    __tablename__ = "pins"
+    __table_args__ = keys(("cartridge_id",), references=(("cartridge_id", "cartridges"),))
+
+    cartridge_id: Mapped[int]
+    actor: Mapped[str] = mapped_column(String(255), default="")
+    """Who asked for it."""
 
 
 class ApiKeyRow(Row, Base):

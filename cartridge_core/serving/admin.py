@@ -15,12 +15,17 @@ from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.errors import ForbiddenError, ServingError, UnknownModelError
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single, unknown_model
+from cartridge_core.serving.pins import write_pin
 from cartridge_core.serving.resolver import ResolvedCartridge, resolved_of
 from cartridge_core.settings import Settings
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+# What a database cannot keep is refused, not tried.
+Reason = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 
 
 class Named(_Body):
@@ -45,7 +50,7 @@ class Promoting(_Body):
     alias: str = CHAMPION
     force: bool = False
     """Whatever the gate says; that is written down."""
-    reason: str = ""
+    reason: Reason = ""
 
 
 class RollingBack(_Body):
@@ -53,7 +58,7 @@ class RollingBack(_Body):
 
     corpus: str
     alias: str = CHAMPION
-    reason: str = ""
+    reason: Reason = ""
 
 
 class GateRefusedError(ServingError):
@@ -129,15 +134,20 @@ class Operations:
         return cartridge.describe() | {"resident": True}
 
     async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
-        """Load a Cartridge and keep it, or let it go like others."""
+        """Load a Cartridge and keep it, also when the gateway starts again, or let it go like others.
+
+        Where the catalog does not take it down, it holds as long as this process, and asking again mends that.
+        """
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.pin(cartridge, body.pinned)
+        await write_pin(self._operator_settings(caller), cartridge, body.pinned, _actor(caller))
         return cartridge.describe() | {"pinned": body.pinned}
 
     async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
-        """Drop a Cartridge from memory; answers that are being written keep it."""
+        """Drop a Cartridge from memory, its pin as well; answers that are being written keep it."""
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.unload(cartridge.digest)
+        await write_pin(self._operator_settings(caller), cartridge, False, _actor(caller))
         return cartridge.describe() | {"resident": False}
 
     async def promote(self, caller: Caller, body: Promoting) -> dict[str, Any]:
@@ -186,6 +196,9 @@ class Operations:
                 "This gateway was installed without the registry, so it moves no aliases.",
                 "Use `cartridge promote`, or install the extra `registry` here.",
             )
+        return self._operator_settings(caller)
+
+    def _operator_settings(self, caller: Caller) -> Settings:
         config, settings = self._gateway.config, self._gateway.settings
         url = config.operator_catalog_url or settings.catalog_url
         return settings.model_copy(update={"tenant": caller.tenant, "catalog_url": url})

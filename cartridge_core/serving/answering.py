@@ -15,6 +15,7 @@ from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
 from cartridge_core.serving.sampling_params import SamplingParams
+from cartridge_core.serving.tracing import begin, span
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ class Answerer:
             # Nothing stands in for a composition that is not known to work: metrics name only those that are.
             return await self._composed(caller, references)
         try:
-            return Front("cartridge", references, (await self._resolver.resolve(caller.tenant, references[0]),))
+            with span("resolve", {"cartridge.corpus": references[0].corpus}):
+                found = await self._resolver.resolve(caller.tenant, references[0])
+            return Front("cartridge", references, (found,))
         except ServingError as refusal:
             return await self._instead(caller, body, Front("cartridge", references), refusal, kind)
 
@@ -159,6 +162,7 @@ class Answerer:
             return await self._begin(caller, front, prompt, request_id)
 
     async def _begin(self, caller: Caller, front: Front, prompt: Prompt, request_id: str) -> Answering:
+        work = begin("engine", {"cartridge.tenant": caller.tenant, "cartridge.tokens": front.cartridge_tokens})
         request = GenerationRequest(
             request_id=request_id,
             tenant=caller.tenant,
@@ -168,8 +172,12 @@ class Answerer:
             n=prompt.n,
             whole=prompt.whole,
             extra=prompt.extra,
+            trace_headers={} if work is None else work.headers(),
         )
         pieces = self._engine.generate(request)
+        if work is not None:
+            work.tell({"gen_ai.usage.input_tokens": len(request.prompt_token_ids)})
+            pieces = work.over(pieces)
         return Answering(front, pieces, await anext(pieces))
 
     async def _composed(self, caller: Caller, references: tuple[CorpusReference, ...]) -> Front:

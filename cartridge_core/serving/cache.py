@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.errors import NotLoadedError, UnknownModelError
 from cartridge_core.serving.resolver import ResolvedCartridge
+from cartridge_core.serving.tracing import span
 
 T = TypeVar("T")
 
@@ -198,7 +199,8 @@ class CartridgeCache(Generic[T]):
 
     async def _loaded(self, cartridge: Wanted) -> _Entry[T]:
         started = time.perf_counter()
-        value = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, cartridge)
+        with span("load", {"cartridge.corpus": cartridge.corpus, "cartridge.digest": cartridge.digest}):
+            value = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, cartridge)
         self._counts.load_seconds += time.perf_counter() - started
         entry = _Entry(cartridge, value, self._size(cartridge))
         # Here and not in the callback: a waiter may run first, and a second load must not begin meanwhile.

@@ -26,6 +26,8 @@ class GenerationRequest:
     """Whether nobody reads along, so that one piece an answer will do."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the request as the client sent them; only names that the engine's `features` hold."""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers (`traceparent`) for a server behind HTTP, so that its spans join the request's trace."""
 
     @property
     def cartridge_tokens(self) -> int:

@@ -8,7 +8,7 @@ from cartridge_core.errors import SettingsError
 from cartridge_core.serving.errors import BadRequestError, UnknownModelError
 from cartridge_core.settings import valid_name
 
-_PART = re.compile(r"(?P<corpus>[^@:]+)(?:@(?P<alias>.+)|:(?P<version>[1-9]\d{0,8}))?")
+_PART = re.compile(r"(?P<corpus>[^@:]+)(?:@(?P<alias>.+)|:(?P<version>[1-9][0-9]{0,8}))?")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """One vLLM server behind HTTP: whether it can be used, what it is doing, how it is asked."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -12,6 +13,9 @@ from cartridge_core.serving.vllm_refusal import refusal
 
 _PROBE_S = 5.0
 """Seconds after which a server that does not say how it is counts as down."""
+
+_JSON = {"content-type": "application/json"}
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Unfit(Exception):
@@ -54,7 +58,11 @@ class Replica:
 
     @asynccontextmanager
     async def post(
-        self, session: aiohttp.ClientSession, path: str, body: dict[str, Any]
+        self,
+        session: aiohttp.ClientSession,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str] = _NONE,
     ) -> AsyncIterator[aiohttp.StreamReader]:
         """Ask; what it says can be read until the block ends, and leaving the block early ends its work.
 
@@ -65,7 +73,11 @@ class Replica:
         content = json.dumps(body, separators=(",", ":")).encode()
         try:
             async with session.post(
-                self.url + path, data=content, headers=_JSON, timeout=self._timeout, allow_redirects=False
+                self.url + path,
+                data=content,
+                headers={**headers, **_JSON},
+                timeout=self._timeout,
+                allow_redirects=False,
             ) as response:
                 if response.status != 200:
                     raise refusal(response.status, await response.read(), response.headers.get("retry-after"))
@@ -108,9 +120,6 @@ class Replica:
                 return json.loads(body) if body else None
             except ValueError:
                 raise Unfit(f"answered no JSON when it was asked for {path}") from None
-
-
-_JSON = {"content-type": "application/json"}
 
 
 def _check_model(models: Any, model: str, window: int) -> None:

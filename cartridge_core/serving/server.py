@@ -21,6 +21,7 @@ from cartridge_core.serving.engine import Engine
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.prompt import ServedModel, read_served_model
 from cartridge_core.serving.request_log import JsonLines
+from cartridge_core.serving.tracing import tracing
 from cartridge_core.settings import Settings
 from cartridge_core.stages.model import borrowed_model, model_name
 
@@ -105,7 +106,7 @@ def serve(settings: Settings, config: GatewayConfig, model: str | None, listenin
     """
     check_may_listen(settings, config.host)
     listener = _bound(config)
-    with listener, _answering(settings, config, model) as (served, engine):
+    with tracing(), listener, _answering(settings, config, model) as (served, engine):
         log_to_stderr()
         gateway = Gateway(settings, config, served, engine)
         DrainingServer(create_app(gateway), gateway, listening).run([listener])

@@ -19,6 +19,8 @@ from cartridge_core.settings import Settings
 
 log = logging.getLogger("cartridge.gateway")
 
+_PATH = "/v1/completions"
+
 
 @dataclass(frozen=True)
 class VllmConfig:
@@ -99,7 +101,7 @@ class VllmEngine:
         reader = AnswerReader(request.cartridge_tokens, request.sampling.logprobs)
         body = self._bodies.completion(request, whole)
         with replica.busy(request.n), self._using(request, replica):
-            async with replica.post(self._replicas.session, "/v1/completions", body) as content:
+            async with replica.post(self._replicas.session, _PATH, body, request.trace_headers) as content:
                 if whole:
                     for piece in reader.whole(await content.read()):
                         yield piece
@@ -183,6 +185,6 @@ class VllmEngine:
         """Have one token written behind a Cartridge, for what that does to the server's memory."""
         with replica.busy(1):
             body = self._bodies.errand(cartridge, residency)
-            async with replica.post(self._replicas.session, "/v1/completions", body) as content:
+            async with replica.post(self._replicas.session, _PATH, body) as content:
                 AnswerReader(cartridge.num_tokens, None).whole(await content.read())
         self._answered(replica, (cartridge,))

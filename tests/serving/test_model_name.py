@@ -45,6 +45,7 @@ def test_a_composition_is_read_and_refused_where_one_is_asked_for() -> None:
         "clinic:0",
         "clinic:01",
         "clinic:x",
+        "clinic:१",
         "clinic@a:1",
         "clinic:1@a",
         "a+",
