@@ -14,7 +14,6 @@ from cartridge_core.serving.vllm_refusal import refusal
 _PROBE_S = 5.0
 """Seconds after which a server that does not say how it is counts as down."""
 
-_JSON = {"content-type": "application/json"}
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
