@@ -89,6 +89,9 @@ bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA de
 soak: $(STAMP)  ## 200 streams for ten minutes: none lost, memory flat (BENCH_FLAGS="--seconds 60")
 	$(BIN)/python -m tests.proofs.soak $(BENCH_FLAGS)
 
+bench-serve: $(STAMP) $(VLLM_STAMP)  ## Cartridge against ICL on real vLLM: throughput, first token, memory (about 40 minutes)
+	$(BIN)/python -m tests.proofs.bench_serve $(BENCH_FLAGS)
+
 bench-gateway: $(STAMP)  ## The gateway against its engine asked directly (BENCH_FLAGS="--engine-url URL --gateway-url URL")
 	$(BIN)/python -m tests.proofs.gateway_overhead $(BENCH_FLAGS)
 

@@ -20,7 +20,9 @@ COMMAND = (VENV if VENV.is_absolute() else ROOT / VENV) / "bin" / "cartridge"
 START_S = 400.0
 """Three processes import torch and vLLM, one after the other; much longer than they need alone."""
 
-CPU_OPTIONS = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--gpu-memory-utilization", "0.2")
+CPU_OPTIONS = ("--block-size", "32", "--gpu-memory-utilization", "0.2")
+EXACT = ("--dtype", "float32", "--enforce-eager")
+"""Options for comparing with transformers."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class VllmServer:
 
 @contextmanager
 def vllm_server(
-    settings: Settings, folder: Path, *options: str, environment: dict[str, str] | None = None
+    settings: Settings, folder: Path, *options: str, kv_gib: int = 1, environment: dict[str, str] | None = None
 ) -> Iterator[VllmServer]:
     """Start vLLM with the connector; it is stopped with all its processes when the block ends.
 
@@ -43,6 +45,7 @@ def vllm_server(
         settings: Name the stores, the key and the base model.
         folder: Where its log goes; its own copies of Cartridges go into a folder there too.
         *options: vLLM's own.
+        kv_gib: Paged memory in GiB.
     """
     assert settings.attachment_key is not None
     assert COMMAND.exists(), f"{COMMAND} is missing: run `make vllm-setup`."
@@ -57,7 +60,7 @@ def vllm_server(
         "CARTRIDGE_ATTACHMENT_KEY": settings.attachment_key.get_secret_value(),
         "CARTRIDGE_BASE_MODEL": settings.base_model,
         "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": "1",
     }

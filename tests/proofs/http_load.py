@@ -5,6 +5,7 @@ loop: requests at fixed times whatever happens (what a caller waits at a given r
 """
 
 import asyncio
+import itertools
 import json
 import random
 import statistics
@@ -65,6 +66,8 @@ class Outcome:
     """Why it is lost; empty for a whole answer."""
     left: bool = False
     """The caller hung up on purpose."""
+    cached: int = -1
+    """Prompt tokens that were not computed, where the other side tells."""
 
 
 def run_load(load: Load) -> list[Outcome]:
@@ -103,20 +106,18 @@ async def sent(load: Load) -> list[Outcome]:
 
 async def _closed(session: aiohttp.ClientSession, load: Load) -> list[Outcome]:
     began, outcomes = time.perf_counter(), list[Outcome]()
-    dice, count = random.Random(0), len(load.target.bodies)
+    dice, count, asked = random.Random(0), len(load.target.bodies), itertools.count()
 
-    async def caller(number: int) -> None:
-        asked = number
+    async def caller() -> None:
         while time.perf_counter() - began < load.seconds:
             due = time.perf_counter()
-            outcome = await _answer(session, load, asked % count, began, due, dice.random() < load.hang_up)
+            outcome = await _answer(session, load, next(asked) % count, began, due, dice.random() < load.hang_up)
             outcomes.append(outcome)
-            asked += 1
             if outcome.problem:
                 # Whoever refuses at once must not be asked in a tight circle.
                 await asyncio.sleep(0.2)
 
-    await asyncio.gather(*(caller(number) for number in range(load.callers)))
+    await asyncio.gather(*(caller() for _ in range(load.callers)))
     return outcomes
 
 
@@ -134,7 +135,7 @@ async def _open(session: aiohttp.ClientSession, load: Load) -> list[Outcome]:
 async def _answer(
     session: aiohttp.ClientSession, load: Load, body: int, began: float, due: float, leaves: bool
 ) -> Outcome:
-    first, tokens, text, problem, left, whole = float("nan"), 0, list[str](), "", False, False
+    first, tokens, text, problem, left, whole, cached = float("nan"), 0, list[str](), "", False, False, -1
     target = load.target
     try:
         async with session.post(target.url, json=target.bodies[body], headers=target.headers) as reply:
@@ -155,7 +156,9 @@ async def _answer(
                     text.append(said)
                     if said and first != first:
                         first = time.perf_counter() - due
-                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                    if usage := event.get("usage"):
+                        tokens = usage["completion_tokens"]
+                        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", cached)
                     if said and leaves:
                         left = True
                         break
@@ -163,7 +166,7 @@ async def _answer(
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"[:300]
     now = time.perf_counter()
-    return Outcome(body, due - began, now - due, first, tokens, "".join(text), problem, left)
+    return Outcome(body, due - began, now - due, first, tokens, "".join(text), problem, left, cached)
 
 
 def _words(choice: dict[str, Any]) -> str:
