@@ -74,7 +74,7 @@ class Replica:
             async with session.post(
                 self.url + path,
                 data=content,
-                headers={**headers, **_JSON},
+                headers={**headers, "content-type": "application/json"},
                 timeout=self._timeout,
                 allow_redirects=False,
             ) as response:
