@@ -35,8 +35,8 @@ class Replica:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_PROBE_S, sock_read=timeout_s)
         self.problem: str | None = "was not asked yet"
         """Why it is left out; None while it can be used."""
-        self.proven = False
-        """Whether an answer of it was seen to have come through a Cartridge since it was last left out."""
+        self.served: set[str] = set()
+        """Digests of Cartridges that its answers were seen to come through, since it was last left out."""
         self.outstanding = 0
         """Answers that were asked of it and have not ended."""
         self.described: dict[str, Any] = {}
@@ -44,7 +44,8 @@ class Replica:
 
     def leave_out(self, problem: str) -> None:
         """Ask nothing of it until it was seen to be well."""
-        self.problem, self.proven = problem, False
+        self.problem = problem
+        self.served.clear()
 
     @contextmanager
     def busy(self, answers: int) -> Iterator[None]:

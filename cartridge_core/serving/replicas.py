@@ -118,7 +118,10 @@ class Replicas:
             except TimeoutError:
                 pass
             self._hurry.clear()
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # whatever it is, servers have to be looked at again
+                log.exception("engines could not be looked at")
 
     async def _look(self) -> None:
         before = [replica.problem for replica in self.all]

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cartridge_core.serving.attachment import Residency, attachment_key
 from cartridge_core.serving.cache import CacheCounts, Resident
@@ -34,16 +34,6 @@ class VllmConfig:
     """Seconds without a word after which an answer is given up."""
 
 
-@dataclass
-class _Known:
-    """A Cartridge that was answered with or loaded, and is not known to be gone."""
-
-    cartridge: ResolvedCartridge
-    on: set[int] = field(default_factory=set)
-    """Numbers of the servers that have it."""
-    pinned: bool = False
-
-
 class VllmEngine:
     """Answers with the base model of vLLM servers. Belongs to one event loop.
 
@@ -63,7 +53,9 @@ class VllmEngine:
         self._bodies = Bodies(model, attachment_key(settings))
         servers = [Replica(number, url, config.timeout_s) for number, url in enumerate(config.urls, 1)]
         self._replicas = Replicas(servers, model, window, config.max_outstanding)
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, ResolvedCartridge] = {}
+        """Cartridges that were answered with or loaded."""
+        self._pinned: set[str] = set()
         self._in_use: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -97,7 +89,7 @@ class VllmEngine:
 
     async def _ask(self, replica: Replica, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         # A stream says at its end only whether the Cartridge was in front. So the first answer is looked at as a whole.
-        whole = request.whole or (bool(request.cartridges) and not replica.proven)
+        whole = request.whole or (bool(request.cartridges) and not replica.served)
         reader = AnswerReader(request.cartridge_tokens, request.sampling.logprobs)
         body = self._bodies.completion(request, whole)
         with replica.busy(request.n), self._using(request, replica):
@@ -126,8 +118,8 @@ class VllmEngine:
 
     def _answered(self, replica: Replica, cartridges: Iterable[ResolvedCartridge]) -> None:
         for cartridge in cartridges:
-            replica.proven = True
-            self._known.setdefault(cartridge.digest, _Known(cartridge)).on.add(replica.number)
+            replica.served.add(cartridge.digest)
+            self._known[cartridge.digest] = cartridge
 
     async def health(self) -> EngineHealth:
         """See `Engine`."""
@@ -143,30 +135,26 @@ class VllmEngine:
     async def pin(self, cartridge: ResolvedCartridge, pinned: bool) -> None:
         """See `Engine`. A pin holds at the server where its requests go."""
         await self._errand(self._replicas.choose(cartridge.digest), cartridge, "pin" if pinned else "unpin")
-        self._known[cartridge.digest].pinned = pinned
+        (self._pinned.add if pinned else self._pinned.discard)(cartridge.digest)
 
     async def unload(self, digest: str) -> None:
         """See `Engine`."""
-        known = self._known.get(digest)
-        if known is None:
+        holding = [replica for replica in self._replicas.well() if digest in replica.served]
+        if not holding:
             raise UnknownModelError(f"Cartridge {digest[:12]} is not in memory.", "List those that are.")
-        for replica in self._replicas.well():
-            if replica.number in known.on:
-                await self._errand(replica, known.cartridge, "drop")
-        del self._known[digest]
+        self._pinned.discard(digest)
+        for replica in holding:
+            await self._errand(replica, self._known[digest], "drop")
+            replica.served.discard(digest)
 
     async def residents(self) -> Sequence[Resident]:
         """See `Engine`. Those that this gateway has used; which of them an engine keeps is its own decision."""
-        sizes = {
-            entry["digest"]: int(entry["num_bytes"])
-            for replica in self._replicas.well()
-            for entry in replica.described["cartridges"]
-        }
-        well = {replica.number for replica in self._replicas.well()}
+        well = self._replicas.well()
+        sizes = {entry["digest"]: int(entry["num_bytes"]) for one in well for entry in one.described["cartridges"]}
         return [
-            Resident(known.cartridge, sizes.get(digest, 0), known.pinned, self._in_use[digest])
-            for digest, known in self._known.items()
-            if known.on & well
+            Resident(cartridge, sizes.get(digest, 0), digest in self._pinned, self._in_use[digest])
+            for digest, cartridge in self._known.items()
+            if any(digest in replica.served for replica in well)
         ]
 
     def cache_counts(self) -> CacheCounts:
