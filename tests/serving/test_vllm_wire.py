@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -95,6 +98,64 @@ def test_refusals(status: int, error: dict[str, Any], code: str) -> None:
     if code == "engine_error":
         assert error["message"] not in str(found) and error["message"] in str(found.__cause__)
     assert refusal(status, b"<html>", None).status >= 400
+
+
+@contextmanager
+def plain_server(**paths: tuple[int, Any]) -> Iterator[str]:
+    """A server that gives these answers to GET, and 404 to all else: vLLM as it is without the door."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, said = paths.get(self.path.rsplit("/", 1)[1], (404, {"detail": "Not Found"}))
+            content = b"" if said is None else json.dumps(said).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def seen(url: str, *, served: str | None = None) -> Replica:
+    """A server after one look at it."""
+    replica = Replica(1, url, 1.0)
+    if served is not None:
+        replica.problem = None
+        replica.served.add(served)
+
+    async def look() -> None:
+        looking = Replicas([replica], "reference", 4096, 10)
+        await looking.start()
+        await looking.close()
+
+    asyncio.run(look())
+    return replica
+
+
+MODELS = (200, {"data": [{"id": "reference", "max_model_len": 4096}]})
+DOOR = (200, {"cartridges": [], "hits": 0, "fetches": 0, "failed_fetches": 0})
+
+
+def test_what_is_left_out_and_why() -> None:
+    with plain_server(health=(200, None), models=MODELS, cartridges=DOOR) as url:
+        assert seen(url).problem is None
+        assert seen(url, served="a").served == {"a"}
+    with plain_server(health=(200, None), models=MODELS) as url:
+        assert "without the Cartridge connector" in str(seen(url).problem)
+    with plain_server(health=(503, None), models=MODELS, cartridges=DOOR) as url:
+        left_out = seen(url, served="a")
+        assert "answered 503" in str(left_out.problem) and not left_out.served
+    for entry, word in [({"id": "other"}, "serves 'other'"), ({"id": "reference", "max_model_len": 9}, "window = 9")]:
+        with plain_server(health=(200, None), models=(200, {"data": [entry]}), cartridges=DOOR) as url:
+            assert word in str(seen(url).problem)
+    assert seen("http://127.0.0.1:9").problem == "does not answer"
 
 
 def event(text: str = "", finish: str | None = None, tokens: int = 1, index: int = 0, **more: Any) -> dict[str, Any]:
