@@ -68,6 +68,13 @@ format: $(STAMP)  ## Apply the style
 types: $(STAMP)  ## Type checks
 	$(BIN)/mypy
 
+# Families with other attention than the reference model's, and two workers; the reference model alone is part of `make test`.
+vllm-proof: $(STAMP) $(VLLM_STAMP)  ## The connector's equality on more models and with two workers (about 10 minutes)
+	VLLM_SHAPE=qwen3 $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+	VLLM_SHAPE=gemma3 $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+	VLLM_SHAPE=mistral $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+	VLLM_OPTIONS="--tensor-parallel-size 2" $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+
 browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROMIUM=/path where it is not found); screenshots
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/browser/page_in_chromium.py
 

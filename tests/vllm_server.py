@@ -36,9 +36,7 @@ class VllmServer:
 
 
 @contextmanager
-def vllm_server(
-    settings: Settings, folder: Path, *options: str, kv_gib: int = 1, environment: dict[str, str] | None = None
-) -> Iterator[VllmServer]:
+def vllm_server(settings: Settings, folder: Path, *options: str, kv_gib: int = 1) -> Iterator[VllmServer]:
     """Start vLLM with the connector; it is stopped with all its processes when the block ends.
 
     Args:

@@ -1,4 +1,4 @@
-"""How fast a worker of vLLM's has a Cartridge in memory that lies on this machine's disk: read, hashed, checked, cut."""
+"""How fast vLLM's worker has a Cartridge in memory that lies on this machine's disk: read, hashed, checked, cut."""
 
 import statistics
 import time
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from cartridge_core.cartridge import Cartridge
-from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.serving.engine_cartridges import EngineCartridges, LayerShape
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ask import cache_folder
-from tests.proofs.llama_shapes import LLAMA_3B, random_model, random_prefix
+from tests.proofs.llama_shapes import LLAMA_3B
+from tests.proofs.serving_arms import random_cartridge
 
 NUM_TOKENS = 2048
 """Of Llama-3.2-3B's shape: 224 MiB."""
@@ -24,17 +23,13 @@ def cold_load_figures(folder: Path, rounds: int = 7) -> dict[str, float]:
         folder: For the Cartridge.
         rounds: Loads; the first one is not counted.
     """
-    base = random_model(LLAMA_3B, torch.device("meta"), torch.bfloat16)
-    cartridge = Cartridge.from_prefix(
-        random_prefix(base, NUM_TOKENS).to("cpu"),
-        base_model=BaseModelIdentity(id="m", revision="random", config_digest="0" * 64, tokenizer_digest="0" * 64),
-        layers=base.layer_specs,
-        dtype=torch.bfloat16,
-        template_digest="0" * 64,
-    )
+    cartridge = random_cartridge(LLAMA_3B, "m", NUM_TOKENS)
     settings, digest = Settings(home=folder / "cold"), cartridge.digest
     cartridge.save(cache_folder(settings, digest))
-    layers = {f"layer.{i}": LayerShape(i, spec.num_kv_heads, spec.head_dim) for i, spec in enumerate(base.layer_specs)}
+    layers = {
+        f"layer.{i}": LayerShape(i, spec.num_kv_heads, spec.head_dim)
+        for i, spec in enumerate(cartridge.manifest.layers)
+    }
     rates = []
     for _ in range(rounds):
         worker = EngineCartridges(settings, layers, torch.bfloat16, 0, 1, pinned=False)

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
+from cartridge_core.architectures import layer_specs
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.manifest import BaseModelIdentity
+from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
 from cartridge_core.serving.attachment import PARAMETER, AttachedCartridge, Attachment, attachment_key
 from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
 from tests.proofs.http_load import Outcome, Target
-from tests.proofs.llama_shapes import LlamaShape, random_model, random_prefix
+from tests.proofs.llama_shapes import LlamaShape, random_model
 
 OUTPUT_TOKENS = 32
 QUESTION_TOKENS = 20
@@ -64,27 +66,31 @@ def make_corpora(settings: Settings, shape: LlamaShape, model: str, count: int, 
         length: Tokens of each.
         tokens: Of each Cartridge.
     """
-    base = random_model(shape, torch.device("meta"), torch.bfloat16)
-    identity = BaseModelIdentity(id=model, revision="random", config_digest="0" * 64, tokenizer_digest="0" * 64)
     draw = random.Random(0)
     documents = tuple(tuple(draw.randrange(*VOCABULARY) for _ in range(length)) for _ in range(count))
-    cartridges = []
-    for number in range(count):
-        cartridge = Cartridge.from_prefix(
-            random_prefix(base, tokens, seed=number).to("cpu"),
-            base_model=BaseModelIdentity(
-                id=model, revision="random", config_digest="0" * 64, tokenizer_digest="0" * 64
-            ),
-            layers=base.layer_specs,
-            dtype=torch.bfloat16,
-            template_digest="0" * 64,
-        )
+    cartridges = tuple(random_cartridge(shape, model, tokens, seed) for seed in range(count))
+    store = open_store(settings.artifact_root)
+    for cartridge in cartridges:
         folder = cartridge.save(settings.home / "made" / cartridge.digest)
-        put_folder(
-            open_store(settings.artifact_root), folder, cartridge_key("default", cartridge.digest), CARTRIDGE_FILES
-        )
-        cartridges.append(cartridge)
-    return Corpora(settings, model, documents, tuple(cartridges))
+        put_folder(store, folder, cartridge_key("default", cartridge.digest), CARTRIDGE_FILES)
+    return Corpora(settings, model, documents, cartridges)
+
+
+def random_cartridge(shape: LlamaShape, model: str, num_tokens: int, seed: int = 0) -> Cartridge:
+    """A Cartridge of normal keys and values in half precision."""
+    generator, specs = torch.Generator().manual_seed(seed), layer_specs(shape.config())
+    keys, values = (
+        [torch.randn(spec.num_kv_heads, num_tokens, spec.head_dim, generator=generator) for spec in specs]
+        for _ in range(2)
+    )
+    nothing = "0" * 64
+    return Cartridge.from_prefix(
+        PrefixKV(keys, values, num_tokens),
+        base_model=BaseModelIdentity(id=model, revision="random", config_digest=nothing, tokenizer_digest=nothing),
+        layers=specs,
+        dtype=torch.bfloat16,
+        template_digest=nothing,
+    )
 
 
 def target(url: str, bodies: Sequence[dict[str, Any]]) -> Target:

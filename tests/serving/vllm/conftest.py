@@ -17,7 +17,8 @@ from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loop import train
-from tests.vllm_server import VllmServer, vllm_server
+from tests.serving.vllm.shapes import OPTIONS, model_of
+from tests.vllm_server import EXACT, VllmServer, vllm_server
 
 NUM_TOKENS = {"a": 64, "b": 50, "c": 80, "d": 80, "e": 20, "first": 72}
 """Tokens of each Cartridge: with blocks of 32, whole blocks and parts of one."""
@@ -26,7 +27,7 @@ KEY = "an attachment key for tests, long enough"
 
 @dataclass
 class Shelf:
-    """Trained Cartridges of the reference model, in an artifact store."""
+    """Trained Cartridges of one base model, in an artifact store."""
 
     base: BaseModel
     folder: Path
@@ -64,8 +65,8 @@ def put(settings: Settings, cartridge: Cartridge, folder: Path) -> None:
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     folder: Path = tmp_path_factory.mktemp("shelf")
-    settings = Settings(home=folder / "home", attachment_key=KEY, base_model="reference")
-    made = Shelf(load_base_model("reference", device="cpu"), folder, settings)
+    settings = Settings(home=folder / "home", attachment_key=KEY, base_model=model_of(folder))
+    made = Shelf(load_base_model(settings.base_model, device="cpu"), folder, settings)
     for name, num_tokens in NUM_TOKENS.items():
         made.new(name, num_tokens)
     return made
@@ -75,15 +76,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 def vllm(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     """Blocks for 4,096 tokens: enough for a few requests at once, too few for many, which are then preempted."""
     folder: Path = tmp_path_factory.mktemp("vllm")
-    options = (
-        "--max-model-len",
-        "4096",
-        "--num-gpu-blocks-override",
-        "130",
-        "--max-logprobs",
-        "20",
-        "--max-num-seqs",
-        "64",
-    )
-    with vllm_server(shelf.settings, folder, *options) as server:
+    sizes = "--max-model-len 4096 --num-gpu-blocks-override 130 --max-num-seqs 64"
+    with vllm_server(shelf.settings, folder, *EXACT, *sizes.split(), *OPTIONS) as server:
         yield server

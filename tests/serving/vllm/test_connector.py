@@ -49,7 +49,12 @@ class Client:
         return Attachment(**{"tenant": "default", "cartridges": attached, "expires": time.time() + 60} | changes)
 
     def body(self, asked: Asked, **fields: Any) -> dict[str, Any]:
-        made: dict[str, Any] = {"model": "reference", "max_tokens": asked.max_tokens, "temperature": 0, "logprobs": TOP}
+        made: dict[str, Any] = {
+            "model": self.shelf.base.identity.id,
+            "max_tokens": asked.max_tokens,
+            "temperature": 0,
+            "logprobs": TOP,
+        }
         made |= {"prompt": self.prompt(asked.text), "return_token_ids": True, "ignore_eos": True}
         if asked.front:
             made |= self.attached(self.attachment(*asked.front), made["prompt"])
@@ -148,7 +153,12 @@ def test_chat_takes_the_same_tokens(client: Client) -> None:
     made = client.body(asked)
     parameters = made["kv_transfer_params"] | {"prompt_token_ids": made["prompt"]}
     messages = [{"role": "user", "content": "Not this."}]
-    body = {"model": "reference", "messages": messages, "kv_transfer_params": parameters, "max_tokens": 12}
+    body = {
+        "model": client.shelf.base.identity.id,
+        "messages": messages,
+        "kv_transfer_params": parameters,
+        "max_tokens": 12,
+    }
     reply = client.http.post("/v1/chat/completions", json=body | {"temperature": 0, "cache_salt": made["cache_salt"]})
     assert reply.status_code == 200, reply.text
     told = client.ask(asked, ignore_eos=False).json()["choices"][0]["text"]
