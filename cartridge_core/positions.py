@@ -67,7 +67,8 @@ def inverse_frequencies(layer: LayerSpec) -> Tensor:
     try:
         if kind == "default":
             dim = int(layer.head_dim * layer.rope.get("partial_rotary_factor", 1.0))
-            return 1.0 / layer.rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
+            theta = float(layer.rope["rope_theta"])
+            return torch.reciprocal(torch.pow(theta, torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
         # No real configuration: what a scaling takes from elsewhere (the window, say) must be missed, not made up.
         config: Any = SimpleNamespace(
             head_dim=layer.head_dim,

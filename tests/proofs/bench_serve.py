@@ -22,6 +22,7 @@ from cartridge_core.models import load_tokenizer
 from cartridge_core.proof import FOLDER, Bound, write_proof
 from cartridge_core.settings import Settings
 from tests.proofs.cold_load import cold_load_figures
+from tests.proofs.cold_stall import stall_figures
 from tests.proofs.http_load import Load, Outcome, median, run_load
 from tests.proofs.llama_shapes import LLAMA_100M
 from tests.proofs.serving_arms import (
@@ -40,6 +41,8 @@ from tests.vllm_server import vllm_server
 SHAPE = replace(LLAMA_100M, name="llama-100m", num_layers=16, vocab_size=1152)
 DOCUMENT_TOKENS, CARTRIDGE_TOKENS = 3134, 80
 """The shipped sample corpus in the reference model's tokens, and the quickstart's Cartridge of it."""
+LARGE_TOKENS = 3072
+"""Of Cartridges that are loaded beside a running answer: 48 MiB each."""
 MANY, ROOM_FOR = 64, 8
 ASKED: dict[str, dict[str, float] | Bound] = {
     "throughput_over_cold_icl": {"at_least": 10},
@@ -172,11 +175,14 @@ def main() -> int:
         model = make_model(SHAPE, load_tokenizer("reference"), folder / SHAPE.name)
         settings = Settings(home=folder / "home", attachment_key="k" * 40, base_model=str(model))
         corpora = make_corpora(settings, SHAPE, SHAPE.name, MANY, DOCUMENT_TOKENS, CARTRIDGE_TOKENS)
+        large = make_corpora(settings, SHAPE, SHAPE.name, 6, DOCUMENT_TOKENS, LARGE_TOKENS)
         figures = cold_load_figures(folder)
         window = ("--max-model-len", "4096")
         say("starting vLLM")
         with vllm_server(settings, folder, *window, kv_gib=4) as server:
             figures |= one_corpus(server.url, corpora, plan, say)
+            say("cold loads beside a running answer")
+            figures |= stall_figures(server.url, corpora, large)
         blocks = ROOM_FOR * -(-(DOCUMENT_TOKENS + OUTPUT_TOKENS + BLOCK) // BLOCK) + 1
         say(f"starting vLLM with memory for {ROOM_FOR} documents")
         with vllm_server(settings, folder, *window, "--num-gpu-blocks-override", str(blocks), kv_gib=4) as server:

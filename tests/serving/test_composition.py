@@ -13,13 +13,17 @@ from cartridge_core.catalog.api_keys import create_api_key
 from cartridge_core.compose import compose
 from cartridge_core.inference.generate import GenerationConfig, generate
 from cartridge_core.models import BaseModel
+from cartridge_core.rendering import prefix_token_ids
 from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.engine import GenerationRequest
+from cartridge_core.serving.errors import NotLoadedError
 from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
+from cartridge_core.serving.prompt import PromptRenderer, ServedModel
 from cartridge_core.serving.sampling import SamplingParams
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ask import cache_folder
-from tests.conftest import build_tiny_base
+from cartridge_core.stages.ingest import ingest
+from tests.conftest import build_tiny_base, build_tokenizer
 from tests.serving.shop import ICL_TOKENS, Running, Shop, events, serving, text_of
 from tests.serving.test_fetching import make, stored
 
@@ -160,6 +164,21 @@ def test_a_part_that_is_gone_is_told_and_may_fall_back(shop: Shop) -> None:
         finally:
             folder.with_name("elsewhere").rename(folder)
         assert server.answer(model="clinic+law")["cartridge"]["served"] == "cartridge"
+
+
+def test_all_corpora_can_stand_in_the_prompt_instead(shop: Shop, tmp_path: Path) -> None:
+    for name, text in (("wards", "The ward of Ada Lind is green."), ("rooms", "The room of Tom Berg is seven.")):
+        (tmp_path / f"{name}.md").write_text(text, encoding="utf-8")
+    wards, rooms = (ingest(shop.settings, name, [tmp_path / f"{name}.md"]) for name in ("wards", "rooms"))
+    tokenizer = build_tokenizer("ours")
+    renderer = PromptRenderer(ServedModel(shop.base.identity, tokenizer, 1024, len(tokenizer)), shop.settings)
+    named = [("wards", wards.digest), ("rooms", "")]
+    both = f"{wards.load().text()}\n\n{rooms.load().text()}"
+    assert asyncio.run(renderer.corpora("default", named)) == prefix_token_ids(tokenizer, both)
+    assert asyncio.run(renderer.corpora("default", named[::-1])) != prefix_token_ids(tokenizer, both)
+    with pytest.raises(NotLoadedError, match=r"wards\+nope"):
+        asyncio.run(renderer.corpora("default", [*named[:1], ("nope", "")]))
+    renderer.close()
 
 
 def test_the_engine_keeps_compositions_within_its_bound(each_base: BaseModel, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Client:
     """Sends requests as the gateway does, and knows what transformers answers."""
 
     def __init__(self, vllm: VllmServer, shelf: Shelf) -> None:
-        self.vllm, self.shelf = vllm, shelf
+        self.vllm, self.shelf, self.model = vllm, shelf, shelf.base.identity.id
         self.http = httpx.Client(base_url=vllm.url, timeout=240, limits=httpx.Limits(max_connections=200))
         self.key = attachment_key(shelf.settings)
 
@@ -49,12 +49,7 @@ class Client:
         return Attachment(**{"tenant": "default", "cartridges": attached, "expires": time.time() + 60} | changes)
 
     def body(self, asked: Asked, **fields: Any) -> dict[str, Any]:
-        made: dict[str, Any] = {
-            "model": self.shelf.base.identity.id,
-            "max_tokens": asked.max_tokens,
-            "temperature": 0,
-            "logprobs": TOP,
-        }
+        made: dict[str, Any] = {"model": self.model, "max_tokens": asked.max_tokens, "temperature": 0, "logprobs": TOP}
         made |= {"prompt": self.prompt(asked.text), "return_token_ids": True, "ignore_eos": True}
         if asked.front:
             made |= self.attached(self.attachment(*asked.front), made["prompt"])
