@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from cartridge_core.digest import digest_of, sha256_file
 from cartridge_core.errors import CartridgeError, UnsupportedModelError
 
@@ -41,6 +39,8 @@ def config_digest(stated: dict[str, Any]) -> str:
 
 def weights_digest(model: "PreTrainedModel") -> str:
     """sha256 of the weights of a model in memory."""
+    import torch
+
     hasher = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         hasher.update(name.encode())

@@ -1,22 +1,26 @@
 """Base models: loading, identity and what a Cartridge has to know about them."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from cartridge_core.architectures import check_architecture, layer_specs
 from cartridge_core.attention import install
-from cartridge_core.errors import CartridgeError, UnsupportedModelError
+from cartridge_core.errors import UnsupportedModelError
 from cartridge_core.identity import config_digest, tokenizer_digest, weights_digest
 from cartridge_core.manifest import BaseModelIdentity, LayerSpec
-from cartridge_core.model_files import REFERENCE_PATH, ModelFiles, locate
+from cartridge_core.model_description import (
+    identity_of,
+    load_tokenizer,
+    longest_sequence,
+    read_config,
+    read_tokenizer,
+    readable,
+)
+from cartridge_core.model_files import REFERENCE_PATH, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,15 +134,15 @@ def load_base_model(
     from transformers import AutoModelForCausalLM
 
     files = locate(id_or_path, revision)
-    config = _load_config(files)
+    config = read_config(files)
     check_architecture(config)
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     stored = _stored_dtype(config)
     compute = dtype or (torch.float32 if place.type == "cpu" else stored)
-    with _readable(files):
+    with readable(files):
         model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=compute, use_safetensors=True)
-    tokenizer = _load_tokenizer(files)
-    return _assemble(model.to(place), tokenizer, _identity(files, tokenizer), stored)
+    tokenizer = read_tokenizer(files)
+    return _assemble(model.to(place), tokenizer, identity_of(files, tokenizer), stored)
 
 
 def identify(id_or_path: str | Path, revision: str | None = None) -> BaseModelIdentity:
@@ -149,8 +153,8 @@ def identify(id_or_path: str | Path, revision: str | None = None) -> BaseModelId
         CartridgeError: It cannot be found, reached or read.
     """
     files = locate(id_or_path, revision, weights=False)
-    check_architecture(_load_config(files))
-    return _identity(files, _load_tokenizer(files))
+    check_architecture(read_config(files))
+    return identity_of(files, read_tokenizer(files))
 
 
 def read_layout(id_or_path: str | Path, revision: str | None = None) -> ModelLayout:
@@ -161,23 +165,14 @@ def read_layout(id_or_path: str | Path, revision: str | None = None) -> ModelLay
         CartridgeError: It cannot be found, reached or read.
     """
     files = locate(id_or_path, revision, weights=False)
-    config = _load_config(files)
+    config = read_config(files)
     check_architecture(config)
     return ModelLayout(
-        identity=_identity(files, _load_tokenizer(files)),
+        identity=identity_of(files, read_tokenizer(files)),
         layer_specs=layer_specs(config),
-        max_positions=int(config.get_text_config(decoder=True).max_position_embeddings),
+        max_positions=longest_sequence(config),
         kv_dtype=_stored_dtype(config),
     )
-
-
-def load_tokenizer(id_or_path: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    """A model's tokenizer alone.
-
-    Raises:
-        CartridgeError: It cannot be found, reached or read.
-    """
-    return _load_tokenizer(locate(id_or_path, revision, weights=False))
 
 
 def from_parts(
@@ -204,44 +199,6 @@ def from_parts(
     return _assemble(model, tokenizer, identity, model.dtype)
 
 
-@contextmanager
-def _readable(files: ModelFiles) -> Iterator[None]:
-    """Turns the loader's many errors into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CartridgeError(
-            f"Cannot read a model from {files.folder}: {reason}",
-            "Check that the folder holds a config.json, a tokenizer and *.safetensors.",
-        ) from error
-
-
-def _load_config(files: ModelFiles) -> Any:
-    from transformers import AutoConfig
-
-    with _readable(files):
-        return AutoConfig.from_pretrained(files.folder)
-
-
-def _load_tokenizer(files: ModelFiles) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    with _readable(files):
-        return AutoTokenizer.from_pretrained(files.folder)
-
-
-def _identity(files: ModelFiles, tokenizer: "PreTrainedTokenizerBase") -> BaseModelIdentity:
-    # The file as it is, because a parsed configuration grows defaults with every release of transformers.
-    stated = json.loads((files.folder / "config.json").read_bytes())
-    return BaseModelIdentity(
-        id=files.id,
-        revision=files.revision,
-        config_digest=config_digest(stated),
-        tokenizer_digest=tokenizer_digest(tokenizer),
-    )
-
-
 def _assemble(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -257,7 +214,7 @@ def _assemble(
         layer_specs=layer_specs(model.config),
         device=model.device,
         eos_ids=_eos_ids(model, tokenizer),
-        max_positions=_max_positions(model.config),
+        max_positions=longest_sequence(model.config),
         kv_dtype=stored,
     )
 
@@ -268,10 +225,6 @@ def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
         ends = getattr(config, "eos_token_id", None)
         said += ends if isinstance(ends, list) else [ends]
     return frozenset(int(token) for token in said if token is not None)
-
-
-def _max_positions(config: Any) -> int:
-    return int(config.get_text_config(decoder=True).max_position_embeddings)
 
 
 def _stored_dtype(config: Any) -> torch.dtype:

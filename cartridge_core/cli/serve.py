@@ -1,4 +1,4 @@
-"""`cartridge serve`: the gateway and, in the same process, an engine."""
+"""`cartridge serve`: the gateway, with an engine in the same process or vLLM servers behind it."""
 
 import json
 import sys
@@ -23,6 +23,13 @@ def serve(
             help="Where a Cartridge cannot be served: refuse, put the corpus in the prompt, or answer without."
         ),
     ] = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of a server that `cartridge engine` started; may be given several times. "
+            "Default: an engine in this process."
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file with fields of GatewayConfig; options win over it.")
     ] = None,
@@ -32,11 +39,11 @@ def serve(
 
     Requests are logged to standard error as JSON, one a line.
 
-    Example: `cartridge serve --port 8000`
+    Example: `cartridge serve --port 8000 --vllm http://127.0.0.1:8001`
     """
     from cartridge_core.serving.config import GatewayConfig
 
-    gateway_config = config_of(GatewayConfig, config, host=host, port=port, fallback=fallback)
+    gateway_config = config_of(GatewayConfig, config, host=host, port=port, fallback=fallback, vllm_urls=vllm or None)
     # Torch takes seconds to import; a wrong word is told before.
     from cartridge_core.serving.server import serve as serve_gateway
 

@@ -14,7 +14,7 @@ from cartridge_core.serving.model_name import CorpusReference, parse_model_name
 from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
-from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.sampling_params import SamplingParams
 from cartridge_core.serving.tracing import begin, span
 
 
@@ -75,6 +75,8 @@ class Prompt:
     """`max_tokens` is what was asked for; 0 for all that fits."""
     extra: dict[str, Any]
     n: int
+    whole: bool
+    """Whether the answer is wanted in one piece."""
     kind: PromptKind
 
 
@@ -169,6 +171,7 @@ class Answerer:
             sampling=self._fitting(front, prompt),
             cartridges=front.standing,
             n=prompt.n,
+            whole=prompt.whole,
             extra=prompt.extra,
             trace_headers={} if work is None else work.headers(),
         )

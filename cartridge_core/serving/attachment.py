@@ -25,6 +25,9 @@ PARAMETER = "cartridge_attachment"
 LIFETIME_S = 300.0
 """Seconds that a signature holds: longer than a request waits in vLLM's queue before the connector sees it."""
 
+Residency = Literal["cached", "pin", "unpin", "drop"]
+"""What becomes of a Cartridge in the engine's memory."""
+
 
 def attachment_key(settings: Settings) -> bytes:
     """What gateway and engine share.
@@ -66,7 +69,7 @@ class Attachment(BaseModel):
     """What stands in front; several are composed in this order."""
     expires: float = Field(allow_inf_nan=False)
     """Unix time in seconds after which it is refused."""
-    residency: Literal["cached", "pin", "unpin", "drop"] = "cached"
+    residency: Residency = "cached"
     """What becomes of them in the engine's memory: kept as others are, kept whatever comes, no longer so, let go
     when the request has ended."""
 
@@ -112,6 +115,11 @@ class Attachment(BaseModel):
                 "A Cartridge's attachment has expired.", "Ask again; if it stays so, compare both machines' clocks."
             )
         return found
+
+
+def tenant_salt(tenant: str, key: bytes) -> str:
+    """What separates a tenant's blocks without a Cartridge from all others': 64 hex digits."""
+    return _mac(key, b"tenant", tenant.encode()).hex()
 
 
 def _mac(key: bytes, purpose: bytes, content: bytes) -> bytes:

@@ -21,7 +21,7 @@ from cartridge_core.serving.openai_types import ChatRequest, CompletionRequest, 
 from cartridge_core.serving.prompt import PromptKind
 from cartridge_core.serving.replies import ChatReply, Choice, Reply, TextReply, Usage, error_reply
 from cartridge_core.serving.request_log import NOT_ANSWERED, RequestRecord
-from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.sampling_params import SamplingParams
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ def _prompt(body: GenerationFields, ids: Sequence[int], wanted: int, logprobs: i
         stop=body.stops(),
         logprobs=logprobs,
     )
-    return Prompt(tuple(ids), sampling, body.engine_fields(), body.n or 1, kind)
+    return Prompt(tuple(ids), sampling, body.engine_fields(), body.n or 1, not body.stream, kind)
 
 
 async def _merged(ready: _Ready) -> AsyncGenerator[Piece, None]:

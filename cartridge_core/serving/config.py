@@ -1,11 +1,19 @@
 """How a gateway is run."""
 
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fallback = Literal["refuse", "icl", "none"]
 """What is answered where a Cartridge cannot be served: nothing, with the corpus in the prompt, without any context."""
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+        raise ValueError("must look like http://engine:8001")
+    return url.rstrip("/")
 
 
 class GatewayConfig(BaseModel):
@@ -21,8 +29,16 @@ class GatewayConfig(BaseModel):
     """What is answered where a Cartridge cannot be served, if the caller does not say."""
     composition: bool = False
     """Whether requests may name several Cartridges, `a+b`; answered where an evaluation of them passed the gate."""
+    vllm_urls: tuple[Annotated[str, AfterValidator(_address)], ...] = ()
+    """Addresses of vLLM servers that `cartridge engine` started; none for the embedded engine."""
+    window: int | None = Field(default=None, gt=0)
+    """Longest sequence in tokens, where vLLM was started with less than the model's own."""
+    max_outstanding: int = Field(default=1024, gt=0)
+    """Answers under way at each vLLM server; more are refused with 503."""
+    engine_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds without a word after which an answer of a vLLM server is given up."""
     cache_bytes: int = Field(default=1 << 30, gt=0)
-    """Most bytes of loaded Cartridges."""
+    """Most bytes of loaded Cartridges. This and the next three are the embedded engine's."""
     max_running: int = Field(default=32, gt=0)
     """Answers written at once."""
     max_waiting: int = Field(default=256, gt=0)

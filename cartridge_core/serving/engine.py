@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from cartridge_core.serving.cache import CacheCounts, Resident
 from cartridge_core.serving.resolver import ResolvedCartridge
-from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class GenerationRequest:
     """What stands in front, in order: nothing, one Cartridge, or several that are composed."""
     n: int = 1
     """Answers to write."""
+    whole: bool = False
+    """Whether nobody reads along, so that one piece an answer will do."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the request as the client sent them; only names that the engine's `features` hold."""
     trace_headers: Mapping[str, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from cartridge_core.catalog import CatalogEntry, catalog_session, list_pins, rec
 from cartridge_core.errors import CartridgeError, CatalogError
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.serving.engine import Engine
+from cartridge_core.serving.errors import EngineError
 from cartridge_core.serving.resolver import Catalogue, ResolvedCartridge, resolved_of
 from cartridge_core.settings import Settings
 
@@ -45,7 +46,7 @@ async def restore_pins(
         catalogue: Where pins are; asked until it answers.
         base_model: The gateway's.
         engine: Keeps them.
-        again_s: Seconds between two tries to ask.
+        again_s: Seconds between two tries, of the catalog or of an engine that is not there yet.
     """
 
     def listed() -> list[CatalogEntry]:
@@ -65,8 +66,18 @@ async def restore_pins(
             continue
         named = {"tenant": entry.tenant, "corpus": entry.corpus, "digest": entry.digest[:12]}
         try:
-            await engine.pin(cartridge, True)
+            await _pinned(engine, cartridge, again_s)
         except CartridgeError as error:
             log.warning("pin not restored", extra={"fields": named | {"problem": error.problem}})
         else:
             log.info("pin restored", extra={"fields": named})
+
+
+async def _pinned(engine: Engine, cartridge: ResolvedCartridge, again_s: float) -> None:
+    while True:
+        try:
+            await engine.pin(cartridge, True)
+            return
+        except EngineError:
+            # Servers behind HTTP may start later than their gateway.
+            await asyncio.sleep(again_s)

@@ -11,6 +11,7 @@ from cartridge_core.chat_format import encode
 from cartridge_core.corpus import Corpus
 from cartridge_core.errors import CartridgeError, RenderingError
 from cartridge_core.manifest import BaseModelIdentity
+from cartridge_core.model_description import describe_model
 from cartridge_core.rendering import bare_prefix_token_ids, prefix_token_ids, render_turns
 from cartridge_core.serving.errors import BadRequestError, NotLoadedError
 from cartridge_core.serving.openai_types import Message
@@ -40,16 +41,19 @@ class ServedModel:
     """Token ids are below it."""
 
 
-def read_served_model(id_or_path: str) -> ServedModel:
-    """The base model that a gateway is for.
+def read_served_model(id_or_path: str, window: int | None = None) -> ServedModel:
+    """The base model that a gateway is for; its weights are not loaded, nor is torch.
+
+    Args:
+        id_or_path: Hub id or folder.
+        window: Longest sequence in tokens, where that is less than the model's own.
 
     Raises:
         CartridgeError: It cannot be found, reached or read.
     """
-    from cartridge_core.models import load_tokenizer, read_layout
-
-    layout, tokenizer = read_layout(id_or_path), load_tokenizer(id_or_path)
-    return ServedModel(layout.identity, tokenizer, layout.max_positions, len(tokenizer))
+    found = describe_model(id_or_path)
+    longest = found.max_positions if window is None else min(window, found.max_positions)
+    return ServedModel(found.identity, found.tokenizer, longest, len(found.tokenizer))
 
 
 class PromptRenderer:

@@ -15,7 +15,8 @@ from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.rendering import turn_end_ids
 from cartridge_core.serving.engine import FinishReason, Piece, TokenLogprob
 from cartridge_core.serving.errors import EngineError
-from cartridge_core.serving.sampling import Luck, SamplingParams, choose
+from cartridge_core.serving.sampling import Luck, choose
+from cartridge_core.serving.sampling_params import SamplingParams
 from cartridge_core.serving.text_stream import TextStream
 
 log = logging.getLogger("cartridge.engine")

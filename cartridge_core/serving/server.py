@@ -1,10 +1,12 @@
 """The server around the gateway: how it listens, and how it stops without cutting anybody off."""
 
 import logging
+import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -12,11 +14,12 @@ from fastapi import FastAPI
 
 from cartridge_core.errors import SettingsError
 from cartridge_core.serving.application import create_app
+from cartridge_core.serving.attachment import attachment_key
 from cartridge_core.serving.config import GatewayConfig
 from cartridge_core.serving.door import check_may_listen
+from cartridge_core.serving.engine import Engine
 from cartridge_core.serving.gateway import Gateway
-from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
-from cartridge_core.serving.prompt import read_served_model
+from cartridge_core.serving.prompt import ServedModel, read_served_model
 from cartridge_core.serving.request_log import JsonLines
 from cartridge_core.serving.tracing import tracing
 from cartridge_core.settings import Settings
@@ -103,16 +106,33 @@ def serve(settings: Settings, config: GatewayConfig, model: str | None, listenin
     """
     check_may_listen(settings, config.host)
     listener = _bound(config)
-    with tracing(), listener, borrowed_model(settings, model) as base:
+    with tracing(), listener, _answering(settings, config, model) as (served, engine):
         log_to_stderr()
-        local = LocalEngineConfig(config.cache_bytes, config.max_running, config.max_waiting, config.load_wait_s)
-        gateway = Gateway(
-            settings,
-            config,
-            read_served_model(model_name(settings, model)),
-            LocalEngine(base, settings, local),
-        )
+        gateway = Gateway(settings, config, served, engine)
         DrainingServer(create_app(gateway), gateway, listening).run([listener])
+
+
+@contextmanager
+def _answering(settings: Settings, config: GatewayConfig, model: str | None) -> Iterator[tuple[ServedModel, Engine]]:
+    """The base model and what computes it: vLLM servers, or a model in this process."""
+    name = model_name(settings, model)
+    if config.vllm_urls:
+        from cartridge_core.serving.vllm_engine import VllmConfig, VllmEngine
+
+        servers = VllmConfig(config.vllm_urls, config.max_outstanding, config.engine_timeout_s)
+        # It would say that torch is missing, which it may, in the middle of a log of JSON lines.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        # Before the model is read: a missing key is told at once.
+        attachment_key(settings)
+        served = read_served_model(name, config.window)
+        yield served, VllmEngine(served.identity.id, served.max_positions, settings, servers)
+        return
+    # Torch takes seconds to import, and a gateway in front of vLLM need not have it.
+    from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
+
+    with borrowed_model(settings, model) as base:
+        local = LocalEngineConfig(config.cache_bytes, config.max_running, config.max_waiting, config.load_wait_s)
+        yield read_served_model(name), LocalEngine(base, settings, local)
 
 
 def log_to_stderr() -> None:

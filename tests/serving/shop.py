@@ -32,10 +32,12 @@ from cartridge_core.registry import model_name
 from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest
 from cartridge_core.serving.application import create_app
 from cartridge_core.serving.config import GatewayConfig
+from cartridge_core.serving.engine import Engine
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
-from cartridge_core.serving.prompt import ServedModel
+from cartridge_core.serving.prompt import ServedModel, read_served_model
 from cartridge_core.serving.server import DrainingServer
+from cartridge_core.serving.vllm_engine import VllmConfig, VllmEngine
 from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
 from tests.samples import CORPUS, SOURCE, grade
@@ -195,19 +197,26 @@ def events(reply: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
+def _local(shop: Shop, config: GatewayConfig) -> tuple[ServedModel, Engine]:
+    base = shop.base
+    bounds = LocalEngineConfig(config.cache_bytes, config.max_running, config.max_waiting, config.load_wait_s)
+    # A tokenizer of the gateway's own, as `cartridge serve` has it.
+    tokenizer = copy.deepcopy(base.tokenizer)
+    model = ServedModel(base.identity, tokenizer, base.max_positions, len(tokenizer))
+    return model, LocalEngine(base, shop.settings, bounds)
+
+
+def _vllm(shop: Shop, config: GatewayConfig) -> tuple[ServedModel, Engine]:
+    model = read_served_model(shop.settings.base_model, config.window)
+    servers = VllmConfig(config.vllm_urls, config.max_outstanding, config.engine_timeout_s)
+    return model, VllmEngine(model.identity.id, model.max_positions, shop.settings, servers)
+
+
 @contextmanager
 def serving(shop: Shop, **config: Any) -> Iterator[Running]:
     """A gateway of a shop, listening on a free port."""
     wanted = GatewayConfig(**({"port": 0, "fresh_s": 0.2, "drain_s": 10} | config))
-    base = shop.base
-    engine = LocalEngine(
-        base,
-        shop.settings,
-        LocalEngineConfig(wanted.cache_bytes, wanted.max_running, wanted.max_waiting, wanted.load_wait_s),
-    )
-    # A tokenizer of the gateway's own, as `cartridge serve` has it.
-    tokenizer = copy.deepcopy(base.tokenizer)
-    model = ServedModel(base.identity, tokenizer, base.max_positions, len(tokenizer))
+    model, engine = _vllm(shop, wanted) if wanted.vllm_urls else _local(shop, wanted)
     gateway = Gateway(shop.settings, wanted, model, engine)
     server = DrainingServer(create_app(gateway), gateway)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)

@@ -17,7 +17,7 @@ from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.serving.engine import GenerationRequest, Piece
 from cartridge_core.serving.errors import ContextLengthError, DamagedCartridgeError, EngineError, OverloadedError
 from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
-from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.sampling_params import SamplingParams
 from cartridge_core.settings import Settings
 from tests.serving.test_fetching import make, stored
 

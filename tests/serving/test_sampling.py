@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cartridge_core.serving.sampling import Luck, SamplingParams, choose
+from cartridge_core.serving.sampling import Luck, choose
+from cartridge_core.serving.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.5, 0.0])
 
