@@ -4,6 +4,7 @@ Functions take an open session (`catalog_session`) and the tenant they act for; 
 """
 
 from cartridge_core.catalog.aliases import CHAMPION, AliasChange, alias_history, clear_alias, resolve, set_alias
+from cartridge_core.catalog.audit import Action, AuditEvent, list_events, record_event
 from cartridge_core.catalog.base_models import record_base_model
 from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, record_cartridge
 from cartridge_core.catalog.corpora import list_corpora, record_corpus
@@ -17,7 +18,9 @@ from cartridge_core.catalog.tombstones import record_tombstone
 
 __all__ = [
     "CHAMPION",
+    "Action",
     "AliasChange",
+    "AuditEvent",
     "Catalog",
     "CatalogEntry",
     "SchemaUpgrade",
@@ -30,11 +33,13 @@ __all__ = [
     "find_cartridge",
     "list_cartridges",
     "list_corpora",
+    "list_events",
     "record_base_model",
     "record_cartridge",
     "record_corpus",
     "record_dataset",
     "record_evaluation",
+    "record_event",
     "record_registration",
     "record_tombstone",
     "resolve",

@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from cartridge_core.catalog.audit import Action, record_event
 from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.catalog.corpora import require_corpus
 from cartridge_core.catalog.entry import CatalogEntry, entries_of
@@ -109,7 +110,7 @@ def set_alias(
         if row.cartridge_id == cartridge_id:
             return False
         row.cartridge_id = cartridge_id
-    _write_down(session, row, action, cartridge_id, reason, actor)
+    _write_down(session, row, corpus, action, cartridge_id, reason, actor)
     change_status(session, cartridge, Status.PUBLISHED, reason=reason, actor=actor)
     return True
 
@@ -126,7 +127,7 @@ def clear_alias(session: Session, tenant: str, corpus: str, alias: str, *, reaso
     )
     if row is None:
         return False
-    _write_down(session, row, CLEAR, None, reason, actor)
+    _write_down(session, row, corpus, CLEAR, None, reason, actor)
     session.delete(row)
     session.flush()
     return True
@@ -175,7 +176,7 @@ def previous_target(history: Sequence[AliasChange], usable: Collection[int]) -> 
 
 
 def _write_down(
-    session: Session, alias: AliasRow, action: str, cartridge_id: int | None, reason: str, actor: str
+    session: Session, alias: AliasRow, corpus: str, action: str, cartridge_id: int | None, reason: str, actor: str
 ) -> None:
     session.add(
         AliasChangeRow(
@@ -188,4 +189,5 @@ def _write_down(
             actor=actor,
         )
     )
-    session.flush()
+    details = {"cartridge_id": cartridge_id, "reason": reason}
+    record_event(session, alias.tenant, Action(action), f"{corpus}@{alias.name}", actor=actor, details=details)

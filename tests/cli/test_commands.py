@@ -14,6 +14,7 @@ from cartridge_core.cli.main import app
 from tests.talkative import Workplace
 
 COMMANDS = [
+    "audit",
     "catalog upgrade",
     "corpus add",
     "corpus list",
