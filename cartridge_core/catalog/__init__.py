@@ -6,7 +6,7 @@ Functions take an open session (`catalog_session`) and the tenant they act for; 
 from cartridge_core.catalog.aliases import CHAMPION, AliasChange, alias_history, clear_alias, resolve, set_alias
 from cartridge_core.catalog.audit import Action, AuditEvent, list_events, record_event
 from cartridge_core.catalog.base_models import record_base_model
-from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, record_cartridge
+from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, list_served, record_cartridge
 from cartridge_core.catalog.corpora import list_corpora, record_corpus
 from cartridge_core.catalog.datasets import record_dataset
 from cartridge_core.catalog.entry import CatalogEntry
@@ -34,6 +34,7 @@ __all__ = [
     "list_cartridges",
     "list_corpora",
     "list_events",
+    "list_served",
     "record_base_model",
     "record_cartridge",
     "record_corpus",

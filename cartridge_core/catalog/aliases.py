@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from cartridge_core.catalog.audit import Action, record_event
 from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.catalog.corpora import require_corpus
-from cartridge_core.catalog.entry import CatalogEntry, entries_of
+from cartridge_core.catalog.entry import CatalogEntry, entries_of, entry_rows
 from cartridge_core.catalog.insertion import add_once
-from cartridge_core.catalog.models import AliasChangeRow, AliasRow, CartridgeRow, CorpusVersionRow
+from cartridge_core.catalog.models import AliasChangeRow, AliasRow, CartridgeRow, CorpusRow, CorpusVersionRow
 from cartridge_core.catalog.statuses import Status, change_status, status_of
 from cartridge_core.errors import CatalogError, NotFoundError, SettingsError
 from cartridge_core.settings import valid_name
@@ -60,17 +60,20 @@ def resolve(session: Session, tenant: str, corpus: str, alias: str = CHAMPION) -
     Raises:
         NotFoundError: There is no such corpus or alias.
     """
-    owner = require_corpus(session, tenant, corpus)
-    row = session.scalar(
-        select(CartridgeRow)
-        .join(AliasRow, AliasRow.cartridge_id == CartridgeRow.id)
-        .where(AliasRow.tenant == tenant, AliasRow.corpus_id == owner.id, AliasRow.name == alias)
+    found = entries_of(
+        session,
+        tenant,
+        entry_rows(tenant)
+        .join(AliasRow, (AliasRow.cartridge_id == CartridgeRow.id) & (AliasRow.corpus_id == CorpusRow.id))
+        .where(CorpusRow.tenant == tenant, CorpusRow.name == corpus)
+        .where(AliasRow.tenant == tenant, AliasRow.name == alias),
     )
-    if row is None:
+    if not found:
+        require_corpus(session, tenant, corpus)
         raise NotFoundError(
             f"Corpus {corpus!r} has no alias {alias!r}.", f"Promote a Cartridge: `cartridge promote {corpus}`."
         )
-    return entries_of(session, tenant, [row])[0]
+    return found[0]
 
 
 def set_alias(

@@ -15,6 +15,7 @@ from tests.talkative import Workplace
 
 COMMANDS = [
     "audit",
+    "catalog roles",
     "catalog upgrade",
     "corpus add",
     "corpus forget",
