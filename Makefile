@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu bench-catalog wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and sec
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
+
+bench-catalog: $(STAMP)  ## A catalog of 100,000 Cartridges on PostgreSQL: times of its questions (about three minutes)
+	$(BIN)/python -m tests.proofs.bench_catalog $(BENCH_FLAGS)
 
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -1,5 +1,6 @@
 """The audit log: who did what, when. Written in the transaction of the deed itself, and never changed."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -79,6 +80,7 @@ def record_event(
             actor=actor[:_LONGEST],
             action=action.value,
             subject=subject[:_LONGEST],
+            topic=_topic(subject),
             details=dict(details or {}),
         )
     )
@@ -114,12 +116,9 @@ def list_events(
     if actor is not None:
         statement = statement.where(AuditEventRow.actor == actor)
     if subject is not None:
-        column = AuditEventRow.subject
-        statement = statement.where(
-            (column == subject)
-            | column.startswith(f"{subject}@", autoescape=True)
-            | column.startswith(f"{subject}/", autoescape=True)
-        )
+        statement = statement.where(AuditEventRow.topic == _topic(subject))
+        if subject != _topic(subject):
+            statement = statement.where(AuditEventRow.subject == subject)
     if since is not None:
         statement = statement.where(AuditEventRow.created_at >= since)
     if before is not None:
@@ -137,3 +136,7 @@ def list_events(
         )
         for row in rows
     ]
+
+
+def _topic(subject: str) -> str:
+    return re.split("[@/]", subject, maxsplit=1)[0][:_LONGEST]

@@ -12,7 +12,7 @@ from cartridge_core.catalog.models import (
     StatusChangeRow,
     TombstoneRow,
 )
-from cartridge_core.catalog.session import open_engine
+from cartridge_core.catalog.session import catalog_session
 from cartridge_core.errors import SettingsError
 from cartridge_core.settings import Settings, valid_name
 
@@ -54,16 +54,13 @@ def apply_roles(settings: Settings, roles: CatalogRoles | None = None) -> None:
         SettingsError: It is no PostgreSQL.
         CatalogError: The database refuses.
     """
-    engine = open_engine(settings.catalog_url)
-    try:
-        if engine.dialect.name != "postgresql":
-            raise SettingsError("An embedded catalog has no roles.", "Set CARTRIDGE_CATALOG_URL to a PostgreSQL.")
-        with engine.begin() as connection:
-            schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar_one())
-            for statement in role_statements(roles, schema):
-                connection.exec_driver_sql(statement)
-    finally:
-        engine.dispose()
+    if settings.catalog_url.startswith("sqlite"):
+        raise SettingsError("An embedded catalog has no roles.", "Set CARTRIDGE_CATALOG_URL to a PostgreSQL.")
+    with catalog_session(settings) as session:
+        connection = session.connection()
+        schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar_one())
+        for statement in role_statements(roles, schema):
+            connection.exec_driver_sql(statement)
 
 
 def _made(names: Sequence[str], schema: str) -> Iterator[str]:

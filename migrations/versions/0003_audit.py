@@ -22,11 +22,12 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(255), nullable=False),
         sa.Column("action", sa.String(32), nullable=False),
         sa.Column("subject", sa.String(255), nullable=False),
+        sa.Column("topic", sa.String(255), nullable=False),
         sa.Column("details", sa.JSON, nullable=False),
         sa.PrimaryKeyConstraint("id", name=f"pk_{TABLE}"),
         sa.UniqueConstraint("tenant", "id", name=f"uq_{TABLE}_tenant_id"),
     )
-    op.create_index(f"ix_{TABLE}_tenant_subject", TABLE, ["tenant", "subject"])
+    op.create_index(f"ix_{TABLE}_tenant_topic", TABLE, ["tenant", "topic"])
     _guard()
 
 
