@@ -165,7 +165,8 @@ def fill_log(url: str, lines: int) -> None:
         connection.execute(
             text(
                 "INSERT INTO audit_events (tenant, created_at, actor, action, subject, topic, details) "
-                "SELECT :tenant, now(), 'bench', 'promote', 'corpus-' || n % 10000 || '@champion', 'corpus-' || n % 10000, '{}' "
+                "SELECT :tenant, now(), 'bench', 'promote', 'corpus-' || n % 10000 || '@champion', "
+                "'corpus-' || n % 10000, '{}' "
                 "FROM generate_series(1, :n) n"
             ),
             {"tenant": TENANT, "n": lines},
