@@ -55,9 +55,11 @@ def test_a_crash_after_each_step(module: str, place: str, times: int, tmp_path: 
         owner = getattr(owner, part)
     child = os.fork()
     if child == 0:
-        setattr(owner, name, dying_after(getattr(owner, name), times))
-        register_cartridge(settings, tmp_path / "c", SOURCE, evidence)
-        os._exit(0)
+        try:
+            setattr(owner, name, dying_after(getattr(owner, name), times))
+            register_cartridge(settings, tmp_path / "c", SOURCE, evidence)
+        finally:  # whatever happens, the child must not go on as a second pytest
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, "it did not come to this step"
     entry = register_cartridge(settings, tmp_path / "c", SOURCE, evidence, actor="second")
     assert register_cartridge(settings, tmp_path / "c", SOURCE, evidence) == entry

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from cartridge_core.cartridge import Cartridge
@@ -45,6 +46,7 @@ def retired(settings: Settings, corpus: str, reference: str) -> None:
         retire(session, cartridge_row(session, "default", entry.cartridge_id))
 
 
+@examples(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(list(Status)), st.booleans(), st.integers(0, 90), st.integers(0, 5), st.booleans()),
