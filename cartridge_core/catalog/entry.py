@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ScalarSelect, Select, select
@@ -70,7 +70,13 @@ class CatalogEntry(BaseModel):
     """Folder of the newest report in the artifact store."""
 
 
-def entry_rows(tenant: str) -> Select[tuple[Any, ...]]:
+EntrySelect: TypeAlias = (
+    "Select[CartridgeRow, str, CorpusVersionRow, BaseModelRow, str | None, RegistrationRow, EvaluationRow]"
+)
+"""What selects entries."""
+
+
+def entry_rows(tenant: str) -> EntrySelect:
     """A statement over everything that entries are made of but their aliases, for `entries_of` to run.
 
     It selects from `CartridgeRow`, `CorpusRow` and the rows beside them; further conditions, order and limit may be
@@ -88,7 +94,7 @@ def entry_rows(tenant: str) -> Select[tuple[Any, ...]]:
     )
 
 
-def entries_of(session: Session, tenant: str, rows: Select[tuple[Any, ...]]) -> list[CatalogEntry]:
+def entries_of(session: Session, tenant: str, rows: EntrySelect) -> list[CatalogEntry]:
     """Entries that a statement made of `entry_rows` selects, in its order."""
     found = session.execute(rows).all()
     ids = [row[0].id for row in found]

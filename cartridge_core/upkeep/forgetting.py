@@ -97,7 +97,7 @@ def dependents(settings: Settings, name: str, document: str | None = None) -> De
     if not named and not registered:
         raise NotFoundError(f"There is no corpus {name!r}.", "`cartridge corpus list` shows those there are.")
     if document is None:
-        versions, documents = named, ()
+        versions, documents = named, list[Document]()
         contents = {version.digest for version in named} | {entry.corpus_digest for entry in registered}
         elsewhere = [corpus for corpus in everything if corpus.name != name and corpus.digest in contents]
         # What another corpus of the same content is made of stays with that one.
@@ -238,7 +238,7 @@ def _made_of(settings: Settings, contents: set[str]) -> list[Finished]:
     store = store_of(settings)
     open_ = [p for stage in RECIPES if stage != "ingest" for p in store.finished(stage)]
     named = {product.key: canonical_json(product.inputs) for product in open_}
-    digests, made = set(contents), []
+    digests, made = set(contents), list[Finished]()
     while True:
         new = [product for product in open_ if any(digest in named[product.key] for digest in digests)]
         if not new:
