@@ -1,17 +1,19 @@
 """Aliases: which Cartridge serves a corpus. The truth about what is served."""
 
+import functools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import BindParameter, bindparam, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.audit import Action, record_event
+from cartridge_core.catalog.base import NAME
 from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.catalog.corpora import require_corpus
-from cartridge_core.catalog.entry import CatalogEntry, entries_of, entry_rows
+from cartridge_core.catalog.entry import CatalogEntry, EntrySelect, entries_of, entry_rows
 from cartridge_core.catalog.insertion import add_once
 from cartridge_core.catalog.models import AliasChangeRow, AliasRow, CartridgeRow, CorpusRow, CorpusVersionRow
 from cartridge_core.catalog.statuses import Status, change_status, status_of
@@ -54,20 +56,25 @@ def valid_alias(name: str) -> str:
     return valid_name(name, "alias")
 
 
+@functools.cache
+def aliased_rows() -> EntrySelect:
+    """What `resolve` asks, with parameters `tenant`, `corpus` and `alias`; built once, for a gateway asks it often."""
+    tenant: BindParameter[str] = bindparam("tenant", type_=NAME)
+    return (
+        entry_rows(tenant)
+        .join(AliasRow, (AliasRow.cartridge_id == CartridgeRow.id) & (AliasRow.corpus_id == CorpusRow.id))
+        .where(CorpusRow.tenant == tenant, CorpusRow.name == bindparam("corpus", type_=NAME))
+        .where(AliasRow.tenant == tenant, AliasRow.name == bindparam("alias", type_=NAME))
+    )
+
+
 def resolve(session: Session, tenant: str, corpus: str, alias: str = CHAMPION) -> CatalogEntry:
     """The Cartridge that an alias of a corpus points at.
 
     Raises:
         NotFoundError: There is no such corpus or alias.
     """
-    found = entries_of(
-        session,
-        tenant,
-        entry_rows(tenant)
-        .join(AliasRow, (AliasRow.cartridge_id == CartridgeRow.id) & (AliasRow.corpus_id == CorpusRow.id))
-        .where(CorpusRow.tenant == tenant, CorpusRow.name == corpus)
-        .where(AliasRow.tenant == tenant, AliasRow.name == alias),
-    )
+    found = entries_of(session, tenant, aliased_rows(), {"tenant": tenant, "corpus": corpus, "alias": alias})
     if not found:
         require_corpus(session, tenant, corpus)
         raise NotFoundError(

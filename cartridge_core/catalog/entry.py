@@ -1,11 +1,12 @@
 """A Cartridge as the catalog tells about it, gathered from all tables."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ScalarSelect, Select, select
+from sqlalchemy import BindParameter, ScalarSelect, Select, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.models import (
@@ -76,7 +77,7 @@ EntrySelect: TypeAlias = (
 """What selects entries."""
 
 
-def entry_rows(tenant: str) -> EntrySelect:
+def entry_rows(tenant: str | BindParameter[str]) -> EntrySelect:
     """A statement over everything that entries are made of but their aliases, for `entries_of` to run.
 
     It selects from `CartridgeRow`, `CorpusRow` and the rows beside them; further conditions, order and limit may be
@@ -94,9 +95,11 @@ def entry_rows(tenant: str) -> EntrySelect:
     )
 
 
-def entries_of(session: Session, tenant: str, rows: EntrySelect) -> list[CatalogEntry]:
-    """Entries that a statement made of `entry_rows` selects, in its order."""
-    found = session.execute(rows).all()
+def entries_of(
+    session: Session, tenant: str, rows: EntrySelect, values: Mapping[str, str] | None = None
+) -> list[CatalogEntry]:
+    """Entries that a statement made of `entry_rows` selects, in its order; `values` are those of its parameters."""
+    found = session.execute(rows, values).all()
     ids = [row[0].id for row in found]
     aliases: dict[int, list[str]] = defaultdict(list)
     for cartridge_id, name in session.execute(

@@ -21,10 +21,11 @@ from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
 from cartridge_core.catalog import Catalog, list_cartridges, list_corpora, list_events, list_served, resolve
+from cartridge_core.catalog.aliases import aliased_rows
 from cartridge_core.catalog.cartridges import find_cartridge
 from cartridge_core.catalog.entry import entry_rows
 from cartridge_core.catalog.migration import upgrade
-from cartridge_core.catalog.models import AliasRow, CartridgeRow, CorpusRow
+from cartridge_core.catalog.models import CartridgeRow
 from cartridge_core.catalog.session import open_engine
 from cartridge_core.digest import sha256_text
 from cartridge_core.manifest import BaseModelIdentity, CartridgeManifest, LayerSpec
@@ -189,12 +190,8 @@ def timed(ask: Callable[[], object], times: int) -> dict[str, float]:
 
 def plans(catalog: Catalog) -> dict[str, str]:
     """What PostgreSQL does for the statements that matter."""
-    by_name = (
-        entry_rows(TENANT)
-        .join(AliasRow, (AliasRow.cartridge_id == CartridgeRow.id) & (AliasRow.corpus_id == CorpusRow.id))
-        .where(CorpusRow.tenant == TENANT, CorpusRow.name == "corpus-000777")
-        .where(AliasRow.tenant == TENANT, AliasRow.name == "champion")
-    )
+    named = {"tenant": TENANT, "corpus": "corpus-000077", "alias": "champion"}
+    by_name = aliased_rows().params(named)
     page = entry_rows(TENANT).order_by(CartridgeRow.id.desc()).where(CartridgeRow.id < 50_000).limit(PAGE)
     found = {}
     with catalog.session(read_only=True) as session:
