@@ -102,6 +102,9 @@ bench-serve: $(STAMP) $(VLLM_STAMP)  ## Cartridge against ICL on real vLLM: thro
 bench-gateway: $(STAMP)  ## The gateway against its engine asked directly (BENCH_FLAGS="--engine-url URL --gateway-url URL")
 	$(BIN)/python -m tests.proofs.gateway_overhead $(BENCH_FLAGS)
 
+bench-catalog: $(STAMP)  ## A catalog of 100,000 Cartridges on PostgreSQL: times of its questions (about three minutes)
+	$(BIN)/python -m tests.proofs.bench_catalog $(BENCH_FLAGS)
+
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 

@@ -18,7 +18,7 @@ RANKS = (
     "prompts", "chat_format",
     "rendering", "exchange", "inference", "teacher", "selfstudy", "dataset", "initialization",
     "training", "benchmarks", "baselines", "evaluation", "report", "proof",
-    "registry", "catalog", "publishing", "reference", "stages", "serving",
+    "registry", "catalog", "publishing", "reference", "stages", "upkeep", "serving",
     "cli",
 )
 # fmt: on

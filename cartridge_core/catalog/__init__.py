@@ -4,8 +4,9 @@ Functions take an open session (`catalog_session`) and the tenant they act for; 
 """
 
 from cartridge_core.catalog.aliases import CHAMPION, AliasChange, alias_history, clear_alias, resolve, set_alias
+from cartridge_core.catalog.audit import Action, AuditEvent, list_events, record_event
 from cartridge_core.catalog.base_models import record_base_model
-from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, record_cartridge
+from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, list_served, record_cartridge
 from cartridge_core.catalog.compositions import (
     CompositionEntry,
     composition_digest,
@@ -24,7 +25,9 @@ from cartridge_core.catalog.tombstones import record_tombstone
 
 __all__ = [
     "CHAMPION",
+    "Action",
     "AliasChange",
+    "AuditEvent",
     "Catalog",
     "CatalogEntry",
     "CompositionEntry",
@@ -40,13 +43,16 @@ __all__ = [
     "find_composition",
     "list_cartridges",
     "list_corpora",
+    "list_events",
     "list_pins",
+    "list_served",
     "record_base_model",
     "record_cartridge",
     "record_composition",
     "record_corpus",
     "record_dataset",
     "record_evaluation",
+    "record_event",
     "record_pin",
     "record_registration",
     "record_tombstone",

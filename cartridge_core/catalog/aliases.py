@@ -1,18 +1,21 @@
 """Aliases: which Cartridge serves a corpus. The truth about what is served."""
 
+import functools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import BindParameter, bindparam, select
 from sqlalchemy.orm import Session
 
+from cartridge_core.catalog.audit import Action, record_event
+from cartridge_core.catalog.base import NAME
 from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.catalog.corpora import require_corpus
-from cartridge_core.catalog.entry import CatalogEntry, entries_of
+from cartridge_core.catalog.entry import CatalogEntry, EntrySelect, entries_of, entry_rows
 from cartridge_core.catalog.insertion import add_once
-from cartridge_core.catalog.models import AliasChangeRow, AliasRow, CartridgeRow, CorpusVersionRow
+from cartridge_core.catalog.models import AliasChangeRow, AliasRow, CartridgeRow, CorpusRow, CorpusVersionRow
 from cartridge_core.catalog.statuses import Status, change_status, status_of
 from cartridge_core.errors import CatalogError, NotFoundError, SettingsError
 from cartridge_core.settings import valid_name
@@ -53,23 +56,31 @@ def valid_alias(name: str) -> str:
     return valid_name(name, "alias")
 
 
+@functools.cache
+def aliased_rows() -> EntrySelect:
+    """What `resolve` asks, with parameters `tenant`, `corpus` and `alias`; built once, for a gateway asks it often."""
+    tenant: BindParameter[str] = bindparam("tenant", type_=NAME)
+    return (
+        entry_rows(tenant)
+        .join(AliasRow, (AliasRow.cartridge_id == CartridgeRow.id) & (AliasRow.corpus_id == CorpusRow.id))
+        .where(CorpusRow.tenant == tenant, CorpusRow.name == bindparam("corpus", type_=NAME))
+        .where(AliasRow.tenant == tenant, AliasRow.name == bindparam("alias", type_=NAME))
+    )
+
+
 def resolve(session: Session, tenant: str, corpus: str, alias: str = CHAMPION) -> CatalogEntry:
     """The Cartridge that an alias of a corpus points at.
 
     Raises:
         NotFoundError: There is no such corpus or alias.
     """
-    owner = require_corpus(session, tenant, corpus)
-    row = session.scalar(
-        select(CartridgeRow)
-        .join(AliasRow, AliasRow.cartridge_id == CartridgeRow.id)
-        .where(AliasRow.tenant == tenant, AliasRow.corpus_id == owner.id, AliasRow.name == alias)
-    )
-    if row is None:
+    found = entries_of(session, tenant, aliased_rows(), {"tenant": tenant, "corpus": corpus, "alias": alias})
+    if not found:
+        require_corpus(session, tenant, corpus)
         raise NotFoundError(
             f"Corpus {corpus!r} has no alias {alias!r}.", f"Promote a Cartridge: `cartridge promote {corpus}`."
         )
-    return entries_of(session, tenant, [row])[0]
+    return found[0]
 
 
 def set_alias(
@@ -109,7 +120,7 @@ def set_alias(
         if row.cartridge_id == cartridge_id:
             return False
         row.cartridge_id = cartridge_id
-    _write_down(session, row, action, cartridge_id, reason, actor)
+    _write_down(session, row, corpus, action, cartridge_id, reason, actor)
     change_status(session, cartridge, Status.PUBLISHED, reason=reason, actor=actor)
     return True
 
@@ -126,7 +137,7 @@ def clear_alias(session: Session, tenant: str, corpus: str, alias: str, *, reaso
     )
     if row is None:
         return False
-    _write_down(session, row, CLEAR, None, reason, actor)
+    _write_down(session, row, corpus, CLEAR, None, reason, actor)
     session.delete(row)
     session.flush()
     return True
@@ -175,7 +186,7 @@ def previous_target(history: Sequence[AliasChange], usable: Collection[int]) -> 
 
 
 def _write_down(
-    session: Session, alias: AliasRow, action: str, cartridge_id: int | None, reason: str, actor: str
+    session: Session, alias: AliasRow, corpus: str, action: str, cartridge_id: int | None, reason: str, actor: str
 ) -> None:
     session.add(
         AliasChangeRow(
@@ -188,4 +199,5 @@ def _write_down(
             actor=actor,
         )
     )
-    session.flush()
+    details = {"cartridge_id": cartridge_id, "reason": reason}
+    record_event(session, alias.tenant, Action(action), f"{corpus}@{alias.name}", actor=actor, details=details)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from cartridge_core.catalog.audit import Action, record_event
 from cartridge_core.catalog.base import now
 from cartridge_core.catalog.models import ApiKeyRow
 from cartridge_core.digest import sha256_text
@@ -47,6 +48,7 @@ def create_api_key(
     corpora: Sequence[str] | None = None,
     operator: bool = False,
     requests_per_minute: int | None = None,
+    actor: str = "",
 ) -> tuple[ApiKey, str]:
     """Make a key.
 
@@ -57,6 +59,7 @@ def create_api_key(
         corpora: Which of them; None for all.
         operator: Whether it may load, pin, promote and roll back.
         requests_per_minute: None for no limit.
+        actor: Who asks, for the record.
 
     Returns:
         The key, and the token to send, which is kept nowhere.
@@ -84,6 +87,8 @@ def create_api_key(
     )
     session.add(row)
     session.flush()
+    details = {"name": name, "corpora": row.corpora, "operator": operator, "requests_per_minute": requests_per_minute}
+    record_event(session, tenant, Action.KEY_CREATE, f"key {key_id}", actor=actor, details=details)
     return _key(row), token
 
 
@@ -93,7 +98,7 @@ def list_api_keys(session: Session, tenant: str) -> list[ApiKey]:
     return [_key(row) for row in rows]
 
 
-def revoke_api_key(session: Session, tenant: str, key_id: str) -> ApiKey:
+def revoke_api_key(session: Session, tenant: str, key_id: str, *, actor: str = "") -> ApiKey:
     """Let a key open nothing any more; one that was revoked before stays as it is.
 
     Raises:
@@ -104,7 +109,7 @@ def revoke_api_key(session: Session, tenant: str, key_id: str) -> ApiKey:
         raise NotFoundError(f"Tenant {tenant!r} has no key {key_id!r}.", "`cartridge key list` shows those there are.")
     if row.revoked_at is None:
         row.revoked_at = now()
-        session.flush()
+        record_event(session, tenant, Action.KEY_REVOKE, f"key {key_id}", actor=actor, details={"name": row.name})
     return _key(row)
 
 

@@ -1,12 +1,13 @@
 """Cartridges."""
 
 import re
+from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.corpora import require_corpus
-from cartridge_core.catalog.entry import CatalogEntry, entries_of
+from cartridge_core.catalog.entry import STATUS, CatalogEntry, entries_of, entry_rows
 from cartridge_core.catalog.insertion import add_once
 from cartridge_core.catalog.models import (
     AliasRow,
@@ -114,21 +115,40 @@ def find_cartridge(session: Session, tenant: str, corpus: str, reference: str) -
 
 
 def list_cartridges(
-    session: Session, tenant: str, corpus: str | None = None, *, include_deleted: bool = False
+    session: Session,
+    tenant: str,
+    corpus: str | None = None,
+    *,
+    include_deleted: bool = False,
+    limit: int | None = None,
+    before: int | None = None,
 ) -> list[CatalogEntry]:
     """Cartridges of a corpus, or of all corpora, the newest first.
+
+    Args:
+        session: Open session.
+        tenant: Whose.
+        corpus: Name of the corpus; None for all.
+        include_deleted: Deleted ones too.
+        limit: Most entries; None for all.
+        before: Only those older than the one of this number (`cartridge_id`): the next page.
 
     Raises:
         NotFoundError: There is no such corpus.
     """
-    statement = select(CartridgeRow).where(CartridgeRow.tenant == tenant)
+    statement = entry_rows(tenant).order_by(CartridgeRow.id.desc())
     if corpus is not None:
         owner = require_corpus(session, tenant, corpus)
-        statement = (
-            statement.join(CorpusVersionRow, CorpusVersionRow.id == CartridgeRow.corpus_version_id)
-            .join(CorpusRow, CorpusRow.id == CorpusVersionRow.corpus_id)
-            .where(CorpusRow.id == owner.id)
-        )
-    rows = session.scalars(statement.order_by(CartridgeRow.id.desc())).all()
-    entries = entries_of(session, tenant, rows)
-    return [entry for entry in entries if include_deleted or entry.status is not Status.DELETED]
+        statement = statement.where(CorpusRow.id == owner.id)
+    if not include_deleted:
+        statement = statement.where(func.coalesce(STATUS, "") != Status.DELETED.value)
+    if before is not None:
+        statement = statement.where(CartridgeRow.id < before)
+    return entries_of(session, tenant, statement if limit is None else statement.limit(limit))
+
+
+def list_served(session: Session, tenant: str, corpora: Sequence[str]) -> list[CatalogEntry]:
+    """Cartridges of these corpora that an alias points at, by the name of their corpus."""
+    aliased = select(AliasRow.cartridge_id).where(AliasRow.tenant == tenant)
+    statement = entry_rows(tenant).where(CartridgeRow.id.in_(aliased), CorpusRow.name.in_(corpora))
+    return entries_of(session, tenant, statement.order_by(CorpusRow.name, CartridgeRow.id))

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session, aliased
 
 from cartridge_core.catalog.insertion import add_once
-from cartridge_core.catalog.models import CorpusRow, CorpusVersionRow
+from cartridge_core.catalog.models import AliasRow, CorpusRow, CorpusVersionRow
 from cartridge_core.errors import NotFoundError
 
 
@@ -83,30 +83,44 @@ def require_corpus(session: Session, tenant: str, name: str) -> CorpusRow:
     """
     corpus = corpus_named(session, tenant, name)
     if corpus is None:
-        names = session.scalars(select(CorpusRow.name).where(CorpusRow.tenant == tenant).order_by(CorpusRow.name)).all()
-        there = f"There are {', '.join(names[:10])}." if names else "Add one with `cartridge corpus add`."
+        names = session.scalars(
+            select(CorpusRow.name).where(CorpusRow.tenant == tenant).order_by(CorpusRow.name).limit(10)
+        ).all()
+        there = f"There are {', '.join(names)}." if names else "Add one with `cartridge corpus add`."
         raise NotFoundError(f"There is no corpus {name!r} for tenant {tenant!r}.", there)
     return corpus
 
 
-def list_corpora(session: Session, tenant: str) -> list[CorpusEntry]:
-    """The newest version of every corpus, by name."""
+def list_corpora(
+    session: Session, tenant: str, *, limit: int | None = None, after: str | None = None, served: bool = False
+) -> list[CorpusEntry]:
+    """The newest version of every corpus, by name.
+
+    Args:
+        session: Open session.
+        tenant: Whose.
+        limit: Most entries; None for all.
+        after: Only those whose name comes behind this one: the next page.
+        served: Only those with an alias.
+    """
+    other = aliased(CorpusVersionRow)
     newest = (
-        select(CorpusVersionRow.corpus_id, func.max(CorpusVersionRow.number).label("number"))
-        .where(CorpusVersionRow.tenant == tenant)
-        .group_by(CorpusVersionRow.corpus_id)
-        .subquery()
+        select(func.max(other.number))
+        .where(other.tenant == tenant, other.corpus_id == CorpusRow.id)
+        .correlate(CorpusRow)
+        .scalar_subquery()
     )
-    rows = session.execute(
+    statement = (
         select(CorpusRow.name, CorpusVersionRow)
         .join(CorpusVersionRow, CorpusVersionRow.corpus_id == CorpusRow.id)
-        .join(
-            newest,
-            (newest.c.corpus_id == CorpusVersionRow.corpus_id) & (newest.c.number == CorpusVersionRow.number),
-        )
-        .where(CorpusRow.tenant == tenant, CorpusVersionRow.tenant == tenant)
+        .where(CorpusRow.tenant == tenant, CorpusVersionRow.tenant == tenant, CorpusVersionRow.number == newest)
         .order_by(CorpusRow.name)
     )
+    if served:
+        statement = statement.where(exists().where(AliasRow.tenant == tenant, AliasRow.corpus_id == CorpusRow.id))
+    if after is not None:
+        statement = statement.where(CorpusRow.name > after)
+    rows = session.execute(statement if limit is None else statement.limit(limit))
     return [
         CorpusEntry(name, row.number, row.digest, row.num_documents, row.num_skipped, row.uri, row.created_at)
         for name, row in rows.tuples()

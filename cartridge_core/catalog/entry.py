@@ -1,12 +1,12 @@
 """A Cartridge as the catalog tells about it, gathered from all tables."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import func, select
+from sqlalchemy import BindParameter, ScalarSelect, Select, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.models import (
@@ -17,11 +17,10 @@ from cartridge_core.catalog.models import (
     CorpusVersionRow,
     EvaluationRow,
     RegistrationRow,
+    StatusChangeRow,
 )
-from cartridge_core.catalog.statuses import Status, statuses_of
+from cartridge_core.catalog.statuses import Status
 from cartridge_core.manifest import BaseModelIdentity, CartridgeManifest
-
-RowT = TypeVar("RowT", RegistrationRow, EvaluationRow)
 
 
 class CatalogEntry(BaseModel):
@@ -72,65 +71,90 @@ class CatalogEntry(BaseModel):
     """Folder of the newest report in the artifact store."""
 
 
-def entries_of(session: Session, tenant: str, cartridges: Sequence[CartridgeRow]) -> list[CatalogEntry]:
-    """Entries of these rows, in their order."""
-    ids = [row.id for row in cartridges]
-    statuses = statuses_of(session, tenant, ids)
-    registrations = {row.cartridge_id: row for row in _newest(session, tenant, RegistrationRow, ids)}
-    evaluations = {row.cartridge_id: row for row in _newest(session, tenant, EvaluationRow, ids)}
-    aliases: dict[int, list[str]] = defaultdict(list)
-    for alias in session.scalars(
-        select(AliasRow).where(AliasRow.tenant == tenant, AliasRow.cartridge_id.in_(ids)).order_by(AliasRow.name)
-    ):
-        aliases[alias.cartridge_id].append(alias.name)
-    sources = {
-        row: (corpus, version, base)
-        for row, corpus, version, base in session.execute(
-            select(CartridgeRow.id, CorpusRow, CorpusVersionRow, BaseModelRow)
-            .join(CorpusVersionRow, CorpusVersionRow.id == CartridgeRow.corpus_version_id)
-            .join(CorpusRow, CorpusRow.id == CorpusVersionRow.corpus_id)
-            .join(BaseModelRow, BaseModelRow.id == CartridgeRow.base_model_id)
-            .where(CartridgeRow.tenant == tenant, CartridgeRow.id.in_(ids))
-        ).tuples()
-    }
-    entries = []
-    for row in cartridges:
-        corpus, version, base = sources[row.id]
-        registration, evaluation = registrations.get(row.id), evaluations.get(row.id)
-        entries.append(
-            CatalogEntry(
-                cartridge_id=row.id,
-                tenant=tenant,
-                corpus=corpus.name,
-                corpus_version=version.number,
-                corpus_digest=version.digest,
-                base_model=BaseModelIdentity(
-                    id=base.model_id,
-                    revision=base.revision,
-                    config_digest=base.config_digest,
-                    tokenizer_digest=base.tokenizer_digest,
-                ),
-                digest=row.digest,
-                num_tokens=row.num_tokens,
-                kv_bytes=row.kv_bytes,
-                manifest=CartridgeManifest.model_validate(row.manifest),
-                created_at=row.created_at,
-                status=statuses[row.id],
-                aliases=tuple(aliases[row.id]),
-                **({} if registration is None else _registered(registration)),
-                **({} if evaluation is None else _evaluated(evaluation)),
-            )
-        )
-    return entries
+EntrySelect: TypeAlias = (
+    "Select[CartridgeRow, str, CorpusVersionRow, BaseModelRow, str | None, RegistrationRow, EvaluationRow]"
+)
+"""What selects entries."""
 
 
-def _newest(session: Session, tenant: str, table: type[RowT], ids: Sequence[int]) -> Sequence[RowT]:
-    newest = (
-        select(func.max(table.id))
-        .where(table.tenant == tenant, table.cartridge_id.in_(ids))
-        .group_by(table.cartridge_id)
+def entry_rows(tenant: str | BindParameter[str]) -> EntrySelect:
+    """A statement over everything that entries are made of but their aliases, for `entries_of` to run.
+
+    It selects from `CartridgeRow`, `CorpusRow` and the rows beside them; further conditions, order and limit may be
+    added. What is newest is looked up by index for each Cartridge, so that one of a large catalog costs what one of a
+    small one does.
+    """
+    return (
+        select(CartridgeRow, CorpusRow.name, CorpusVersionRow, BaseModelRow, STATUS, RegistrationRow, EvaluationRow)
+        .join(CorpusVersionRow, CorpusVersionRow.id == CartridgeRow.corpus_version_id)
+        .join(CorpusRow, CorpusRow.id == CorpusVersionRow.corpus_id)
+        .join(BaseModelRow, BaseModelRow.id == CartridgeRow.base_model_id)
+        .outerjoin(RegistrationRow, RegistrationRow.id == _newest(RegistrationRow))
+        .outerjoin(EvaluationRow, EvaluationRow.id == _newest(EvaluationRow))
+        .where(CartridgeRow.tenant == tenant)
     )
-    return session.scalars(select(table).where(table.id.in_(newest))).all()
+
+
+def entries_of(
+    session: Session, tenant: str, rows: EntrySelect, values: Mapping[str, str] | None = None
+) -> list[CatalogEntry]:
+    """Entries that a statement made of `entry_rows` selects, in its order; `values` are those of its parameters."""
+    found = session.execute(rows, values).all()
+    ids = [row[0].id for row in found]
+    aliases: dict[int, list[str]] = defaultdict(list)
+    for cartridge_id, name in session.execute(
+        select(AliasRow.cartridge_id, AliasRow.name)
+        .where(AliasRow.tenant == tenant, AliasRow.cartridge_id.in_(ids))
+        .order_by(AliasRow.name)
+    ).tuples():
+        aliases[cartridge_id].append(name)
+    return [
+        CatalogEntry(
+            cartridge_id=cartridge.id,
+            tenant=tenant,
+            corpus=corpus,
+            corpus_version=version.number,
+            corpus_digest=version.digest,
+            base_model=BaseModelIdentity(
+                id=base.model_id,
+                revision=base.revision,
+                config_digest=base.config_digest,
+                tokenizer_digest=base.tokenizer_digest,
+            ),
+            digest=cartridge.digest,
+            num_tokens=cartridge.num_tokens,
+            kv_bytes=cartridge.kv_bytes,
+            manifest=CartridgeManifest.model_validate(cartridge.manifest),
+            created_at=cartridge.created_at,
+            status=Status.REGISTERED if status is None else Status(status),
+            aliases=tuple(aliases[cartridge.id]),
+            **({} if registration is None else _registered(registration)),
+            **({} if evaluation is None else _evaluated(evaluation)),
+        )
+        for cartridge, corpus, version, base, status, registration, evaluation in found
+    ]
+
+
+def _newest(table: type[RegistrationRow | EvaluationRow | StatusChangeRow]) -> ScalarSelect[int]:
+    return (
+        select(table.id)
+        .where(table.tenant == CartridgeRow.tenant, table.cartridge_id == CartridgeRow.id)
+        .order_by(table.id.desc())
+        .limit(1)
+        .correlate(CartridgeRow)
+        .scalar_subquery()
+    )
+
+
+STATUS: ScalarSelect[str | None] = (
+    select(StatusChangeRow.status)
+    .where(StatusChangeRow.tenant == CartridgeRow.tenant, StatusChangeRow.cartridge_id == CartridgeRow.id)
+    .order_by(StatusChangeRow.id.desc())
+    .limit(1)
+    .correlate(CartridgeRow)
+    .scalar_subquery()
+)
+"""The newest status of a statement's Cartridge; NULL where nothing was said."""
 
 
 def _registered(row: RegistrationRow) -> dict[str, Any]:

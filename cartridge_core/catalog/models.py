@@ -289,3 +289,21 @@ class ApiKeyRow(Row, Base):
     @validates("name")
     def _is_a_name(self, field: str, value: str) -> str:
         return valid_name(value, "key name")
+
+
+class AuditEventRow(Row, AppendOnly, Base):
+    """Who did what, when."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (*keys(), Index(None, "tenant", "topic"))
+
+    actor: Mapped[str] = mapped_column(String(255))
+    """Who asked for it, as far as anybody said."""
+    action: Mapped[str] = mapped_column(String(32))
+    """A key of `audit.Action`."""
+    subject: Mapped[str] = mapped_column(String(255))
+    """What it was done to."""
+    topic: Mapped[str] = mapped_column(String(255))
+    """The corpus or the key in question: the subject up to its alias or digest. By it lines are found."""
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """What else there is to say; never a secret, nor any text of a corpus."""

@@ -6,7 +6,8 @@ from enum import StrEnum
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from cartridge_core.catalog.models import AliasRow, CartridgeRow, StatusChangeRow
+from cartridge_core.catalog.audit import Action, record_event
+from cartridge_core.catalog.models import AliasRow, CartridgeRow, CorpusRow, CorpusVersionRow, StatusChangeRow
 from cartridge_core.errors import CatalogError
 
 
@@ -46,18 +47,23 @@ def statuses_of(session: Session, tenant: str, cartridge_ids: Iterable[int]) -> 
 
 def change_status(
     session: Session, cartridge: CartridgeRow, status: Status, *, reason: str = "", actor: str = ""
-) -> None:
-    """Write down a new status, unless it is the present one."""
+) -> bool:
+    """Write down a new status, unless it is the present one.
+
+    Returns:
+        Whether it was another.
+    """
     session.flush()
     written = session.scalar(select(StatusChangeRow.id).where(StatusChangeRow.cartridge_id == cartridge.id).limit(1))
     if written is not None and status_of(session, cartridge) == status:
-        return
+        return False
     session.add(
         StatusChangeRow(
             tenant=cartridge.tenant, cartridge_id=cartridge.id, status=status.value, reason=reason, actor=actor
         )
     )
     session.flush()
+    return True
 
 
 def retire(session: Session, cartridge: CartridgeRow, *, reason: str = "", actor: str = "") -> None:
@@ -69,7 +75,19 @@ def retire(session: Session, cartridge: CartridgeRow, *, reason: str = "", actor
     refuse_if_aliased(session, cartridge, "retire")
     if status_of(session, cartridge) is Status.DELETED:
         raise CatalogError(f"Cartridge {cartridge.digest[:12]} was deleted.", "There is nothing left to retire.")
-    change_status(session, cartridge, Status.RETIRED, reason=reason, actor=actor)
+    if change_status(session, cartridge, Status.RETIRED, reason=reason, actor=actor):
+        subject = audit_subject(session, cartridge)
+        record_event(session, cartridge.tenant, Action.RETIRE, subject, actor=actor, details={"reason": reason})
+
+
+def audit_subject(session: Session, cartridge: CartridgeRow) -> str:
+    """What the audit log calls a Cartridge: its corpus and its digest."""
+    corpus = session.scalar(
+        select(CorpusRow.name)
+        .join(CorpusVersionRow, CorpusVersionRow.corpus_id == CorpusRow.id)
+        .where(CorpusVersionRow.id == cartridge.corpus_version_id)
+    )
+    return f"{corpus}/{cartridge.digest}"
 
 
 def aliases_at(session: Session, cartridge: CartridgeRow) -> list[str]:

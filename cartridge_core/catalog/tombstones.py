@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
+from cartridge_core.catalog.audit import Action, record_event
 from cartridge_core.catalog.models import CartridgeRow, TombstoneRow
-from cartridge_core.catalog.statuses import Status, change_status
+from cartridge_core.catalog.statuses import Status, audit_subject, change_status
 
 
 def record_tombstone(
@@ -30,4 +31,7 @@ def record_tombstone(
     )
     session.add(row)
     change_status(session, cartridge, Status.DELETED, reason=reason, actor=actor)
+    details = {"reason": reason, "removed": len(removed)}
+    subject = audit_subject(session, cartridge)
+    record_event(session, cartridge.tenant, Action.ERASE, subject, actor=actor, details=details)
     return row

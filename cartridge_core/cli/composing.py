@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from cartridge_core.catalog import CompositionEntry, catalog_session, find_cartridge
-from cartridge_core.cli.console import JsonOption, actor, facts, progress_bars, show
+from cartridge_core.cli.actor import actor
+from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import ConfigFile, Model
 from cartridge_core.errors import EvaluationError, NotFoundError
 from cartridge_core.evaluation import EvaluationConfig

@@ -6,6 +6,7 @@ import typer
 
 from cartridge_core.catalog import catalog_session
 from cartridge_core.catalog.api_keys import create_api_key, list_api_keys, revoke_api_key
+from cartridge_core.cli.actor import actor
 from cartridge_core.cli.app import new_app
 from cartridge_core.cli.console import JsonOption, facts, listing, show
 from cartridge_core.settings import Settings
@@ -34,6 +35,7 @@ def create(
             corpora=corpus or None,
             operator=operator,
             requests_per_minute=requests_per_minute,
+            actor=actor(),
         )
     rows = {
         "key": token,
@@ -81,5 +83,5 @@ def revoke(
     """
     settings = Settings()
     with catalog_session(settings) as session:
-        key = revoke_api_key(session, settings.tenant, key_id)
+        key = revoke_api_key(session, settings.tenant, key_id, actor=actor())
     show(key.model_dump(mode="json"), as_json, facts(f"Revoked {key.name}", {"id": key.key_id, "at": key.revoked_at}))

@@ -12,7 +12,7 @@ from cartridge_core.catalog import (
     find_cartridge,
     list_cartridges,
 )
-from cartridge_core.cli.console import JsonOption, facts, listing, show
+from cartridge_core.cli.console import JsonOption, facts, listing, messages, show
 from cartridge_core.cli.options import CorpusName
 from cartridge_core.settings import Settings
 
@@ -20,6 +20,8 @@ from cartridge_core.settings import Settings
 def list_(
     corpus: Annotated[str | None, typer.Argument(metavar="[CORPUS]", help="Name of the corpus. Default: all.")] = None,
     deleted: Annotated[bool, typer.Option("--deleted", help="Deleted ones too.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most Cartridges.")] = 100,
+    before: Annotated[int | None, typer.Option(help="Only those older than the one of this number.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List registered Cartridges, the newest first.
@@ -28,7 +30,7 @@ def list_(
     """
     settings = Settings()
     with catalog_session(settings, read_only=True) as session:
-        entries = list_cartridges(session, settings.tenant, corpus, include_deleted=deleted)
+        entries = list_cartridges(session, settings.tenant, corpus, include_deleted=deleted, limit=limit, before=before)
     columns = ("corpus", "version", "aliases", "tokens", "base model", "score", "ICL", "status", "digest")
     rows = [
         (
@@ -45,6 +47,8 @@ def list_(
         for entry in entries
     ]
     show([entry_value(entry) for entry in entries], as_json, listing(columns, rows))
+    if len(entries) == limit:
+        messages().print(f"There may be more: --before {entries[-1].cartridge_id}", style="dim")
 
 
 def show_(

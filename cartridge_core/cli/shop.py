@@ -5,8 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from cartridge_core.catalog import CHAMPION
-from cartridge_core.cli.console import JsonOption, actor, facts, show
+from cartridge_core.catalog import CHAMPION, catalog_session
+from cartridge_core.catalog import find_cartridge as find_cartridge_of_catalog
+from cartridge_core.catalog import retire as retire_row
+from cartridge_core.catalog.cartridges import cartridge_row
+from cartridge_core.cli.actor import actor
+from cartridge_core.cli.console import JsonOption, facts, show
 from cartridge_core.cli.options import CorpusName, Model, Reason, Reference, Version
 from cartridge_core.cli.shelf import entry_facts, entry_value
 from cartridge_core.errors import NotFoundError, PublishingError
@@ -88,6 +92,25 @@ def rollback(
     Example: `cartridge rollback handbook --reason "wrong answers about leave"`
     """
     _show_promotion(roll_back(Settings(), corpus, alias=alias, reason=reason, actor=actor()), as_json)
+
+
+def retire(
+    corpus: CorpusName,
+    reference: Reference,
+    reason: Reason = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Retire a Cartridge: its files stay, nobody can promote it again, `cartridge gc` removes it one day.
+
+    Example: `cartridge retire handbook 2 --reason "superseded"`
+    """
+    settings = Settings()
+    with catalog_session(settings) as session:
+        entry = find_cartridge_of_catalog(session, settings.tenant, corpus, reference)
+        row = cartridge_row(session, settings.tenant, entry.cartridge_id)
+        retire_row(session, row, reason=reason, actor=actor())
+        entry = find_cartridge_of_catalog(session, settings.tenant, corpus, entry.digest)
+    show(entry_value(entry), as_json, facts(f"Retired a Cartridge of {corpus}", entry_facts(entry)))
 
 
 def delete(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cartridge_core.baselines import ICL
 from cartridge_core.catalog import (
+    Action,
     CatalogEntry,
     Status,
     Whereabouts,
@@ -19,6 +20,7 @@ from cartridge_core.catalog import (
     record_corpus,
     record_dataset,
     record_evaluation,
+    record_event,
     record_registration,
     status_of,
 )
@@ -237,7 +239,9 @@ def _record(
                 report_key=stored_report,
             )
         status = status_of(session, row)
-        if status is Status.DELETED:
-            change_status(session, row, Status.RESTORED, actor=actor)
-        elif status is Status.REGISTERED:
-            change_status(session, row, Status.REGISTERED, actor=actor)
+        restored = status is Status.DELETED and change_status(session, row, Status.RESTORED, actor=actor)
+        first = status is Status.REGISTERED and change_status(session, row, Status.REGISTERED, actor=actor)
+        if first or restored:
+            details = {"model": place.model_name, "version": place.version, "restored": restored}
+            subject = f"{corpus.name}/{manifest.digest}"
+            record_event(session, settings.tenant, Action.REGISTER, subject, actor=actor, details=details)

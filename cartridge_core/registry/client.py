@@ -115,5 +115,6 @@ def _artifact_location(settings: Settings) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    # MLflow's own messages name the server with its password.
+    text = redact_url(str(error).strip() or type(error).__name__)
     return text.splitlines()[0].rstrip(".")

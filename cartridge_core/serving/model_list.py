@@ -1,5 +1,6 @@
 """The corpora as models, for GET /v1/models."""
 
+from datetime import datetime
 from typing import Any
 
 from cartridge_core.serving.caller import Caller
@@ -48,7 +49,9 @@ class ModelList:
         caller.check(reference)
         cartridge = await self._resolver.resolve(caller.tenant, reference)
         corpora = {corpus.name: corpus.created for corpus in await self._resolver.corpora(caller.tenant)}
-        return _entry(str(reference), cartridge, corpora.get(reference.corpus, 0))
+        # The list is bounded, and holds what an alias points at.
+        registered = int(datetime.fromisoformat(cartridge.created_at).timestamp())
+        return _entry(str(reference), cartridge, corpora.get(reference.corpus, registered))
 
     def _base(self) -> dict[str, Any]:
         identity = self._model.identity

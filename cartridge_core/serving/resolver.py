@@ -1,6 +1,7 @@
 """From a name to the Cartridge that the catalog's alias points at: the truth about what is served."""
 
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from cartridge_core.catalog import (
     find_composition,
     list_cartridges,
     list_corpora,
+    list_served,
     resolve,
 )
+from cartridge_core.catalog.corpora import corpus_named
 from cartridge_core.errors import NotFoundError
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.registry import model_name
@@ -22,6 +25,9 @@ from cartridge_core.serving.errors import GoneError, NotPromotedError, WrongBase
 from cartridge_core.serving.model_name import CorpusReference, unknown_model
 from cartridge_core.serving.remembered import Freshness, Remembered
 from cartridge_core.settings import Settings
+
+MOST_CORPORA = 1000
+"""Served corpora that a list of models shows, the first by name: OpenAI's list has no pages. All are found by name."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ class Resolver:
         return await self._composed.get((tenant, digests))
 
     async def corpora(self, tenant: str) -> tuple[ServedCorpus, ...]:
-        """All corpora of a tenant, by name.
+        """Served corpora of a tenant, by name: the first `MOST_CORPORA`.
 
         Raises:
             CatalogDownError: As `resolve`.
@@ -200,7 +206,7 @@ class Resolver:
                         list_cartridges(session, tenant, reference.corpus, include_deleted=True), tenant, reference
                     )
             except NotFoundError:
-                there = any(corpus.name == reference.corpus for corpus in list_corpora(session, tenant))
+                there = corpus_named(session, tenant, reference.corpus) is not None
                 if there and reference.alias == CHAMPION:
                     raise NotPromotedError(
                         f"Nothing is served for the corpus {reference.corpus!r} yet.",
@@ -247,11 +253,15 @@ class Resolver:
 
     def _list(self, tenant: str) -> tuple[ServedCorpus, ...]:
         with self._catalogue.open().session(read_only=True) as session:
-            corpora = list_corpora(session, tenant)
-            entries = list_cartridges(session, tenant)
+            corpora = list_corpora(session, tenant, limit=MOST_CORPORA, served=True)
+            entries = list_served(session, tenant, [corpus.name for corpus in corpora])
+        by_corpus: dict[str, list[CatalogEntry]] = defaultdict(list)
+        for entry in entries:
+            if entry.base_model == self._base_model:
+                by_corpus[entry.corpus].append(entry)
         served = []
         for corpus in corpora:
-            own = [e for e in entries if e.corpus == corpus.name and e.base_model == self._base_model]
+            own = by_corpus[corpus.name]
             aliased = [(alias, resolved_of(entry, alias)) for entry in own for alias in entry.aliases]
             cartridges = tuple(found for _, found in sorted(aliased, key=_champion_first) if found is not None)
             served.append(ServedCorpus(corpus.name, int(corpus.created_at.timestamp()), cartridges))

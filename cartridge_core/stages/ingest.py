@@ -54,7 +54,15 @@ def ingest(
         SettingsError: The name does not match `[a-z0-9-]{1,63}`.
     """
     valid_name(name, "corpus")
-    corpus = read_corpus(name, [Path(path) for path in paths])
+    ingested = keep(settings, read_corpus(name, [Path(path) for path in paths]))
+    total = int(ingested.product.facts["num_documents"])
+    progress(total, total, "reading documents")
+    return ingested
+
+
+def keep(settings: Settings, corpus: Corpus) -> IngestedCorpus:
+    """Make documents that were read a corpus version that the catalog knows. The same content is the same version."""
+    name = corpus.name
     # The skipped files belong to the key, not to the digest: the report about them must be that of this reading.
     skipped = [{"uri": skip.uri, "reason": skip.reason} for skip in corpus.skipped]
     inputs = {"tenant": settings.tenant, "name": name, "digest": corpus.digest, "skipped": digest_of(skipped)}
@@ -73,7 +81,6 @@ def ingest(
             num_documents=len(corpus.documents),
             num_skipped=len(skipped),
         )
-    progress(len(corpus.documents), len(corpus.documents), "reading documents")
     return IngestedCorpus(product)
 
 

@@ -131,6 +131,23 @@ class StageStore:
             _write_json(directory / MARKER, marker)
         return _finished(directory, marker, cached=False)
 
+    def unfinished(self) -> list[Path]:
+        """Folders of work that was begun and is not finished: it goes on somewhere, or it was interrupted."""
+        folders = (path for stage in RECIPES for path in sorted((self.root / stage).glob("[!.]*")) if path.is_dir())
+        return [folder for folder in folders if not (folder / MARKER).exists()]
+
+    def discard(self, directory: Path) -> bool:
+        """Remove unfinished work, unless somebody works on it or it is finished by now.
+
+        Returns:
+            Whether it is gone.
+        """
+        with _owned(directory, wait=False) as mine:
+            if not mine or (directory / MARKER).exists():
+                return False
+            shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
     def forget(self, product: Finished) -> None:
         """Remove a product. Its marker goes first, so that a reader never trusts half of it."""
         (product.directory / MARKER).unlink(missing_ok=True)
@@ -164,9 +181,17 @@ def _write_json(path: Path, value: Facts) -> None:
 
 
 @contextmanager
-def _owned(directory: Path) -> Iterator[None]:
-    """Hold the product's lock; the kernel gives it back when the owner dies, so a kill leaves nothing to clean up."""
+def _owned(directory: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the product's lock; the kernel gives it back when the owner dies, so a kill leaves nothing to clean up.
+
+    Yields:
+        Whether it is held; always so where `wait` is on.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -14,6 +14,7 @@ from cartridge_core.catalog import (
     find_cartridge,
     list_cartridges,
     list_corpora,
+    list_served,
     models,
     record_corpus,
     record_evaluation,
@@ -225,3 +226,36 @@ def test_an_error_takes_everything_back(settings: Settings) -> None:
         raise RuntimeError
     with catalog_session(settings) as session:
         assert list_corpora(session, "default") == []
+
+
+def test_pages_hold_every_cartridge_once(settings: Settings) -> None:
+    with catalog_session(settings) as session:
+        rows = [add_cartridge(session, seed=seed) for seed in range(7)]
+        record_tombstone(session, rows[3], [])
+        add_cartridge(session, "other")
+    with catalog_session(settings, read_only=True) as session:
+        seen: list[int] = []
+        while page := list_cartridges(session, "default", "clinic", limit=2, before=seen[-1] if seen else None):
+            assert len(page) <= 2
+            seen += [entry.cartridge_id for entry in page]
+        assert seen == [row.id for row in reversed(rows) if row is not rows[3]]
+        assert len(list_cartridges(session, "default", include_deleted=True)) == 8
+
+
+def test_pages_of_corpora_and_what_is_served(settings: Settings) -> None:
+    with catalog_session(settings) as session:
+        for number in range(5):
+            row = add_cartridge(session, f"corpus-{number}", seed=number)
+            if number % 2:
+                set_alias(session, "default", f"corpus-{number}", "champion", row.id)
+        record_corpus(session, "default", "corpus-1", "b" * 64)
+        add_cartridge(session, "corpus-1", tenant="acme")
+    with catalog_session(settings, read_only=True) as session:
+        first = list_corpora(session, "default", limit=3)
+        rest = list_corpora(session, "default", limit=3, after=first[-1].name)
+        assert [one.name for one in (*first, *rest)] == [f"corpus-{number}" for number in range(5)]
+        assert [one.version for one in first] == [1, 2, 1]
+        served = [one.name for one in list_corpora(session, "default", served=True)]
+        assert served == ["corpus-1", "corpus-3"]
+        assert [entry.corpus for entry in list_served(session, "default", served)] == served
+        assert [entry.corpus for entry in list_served(session, "default", served[:1])] == served[:1]

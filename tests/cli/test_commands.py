@@ -14,9 +14,13 @@ from cartridge_core.cli.main import app
 from tests.talkative import Workplace
 
 COMMANDS = [
+    "audit",
+    "catalog roles",
     "catalog upgrade",
     "corpus add",
+    "corpus forget",
     "corpus list",
+    "corpus remove",
     "corpus show",
     "synthesize",
     "train",
@@ -25,7 +29,10 @@ COMMANDS = [
     "register",
     "promote",
     "rollback",
+    "retire",
     "delete",
+    "doctor",
+    "gc",
     "export",
     "import",
     "list",

@@ -1,0 +1,1 @@
+"""Upkeep of the stores: the doctor, the garbage, the right to erasure."""

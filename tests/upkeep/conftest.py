@@ -1,0 +1,5 @@
+"""The workplace that these tests work in."""
+
+from tests.talkative import talkative, workplace
+
+__all__ = ["talkative", "workplace"]
