@@ -17,7 +17,7 @@ from cartridge_core.catalog.corpora import list_corpora, record_corpus
 from cartridge_core.catalog.datasets import record_dataset
 from cartridge_core.catalog.entry import CatalogEntry
 from cartridge_core.catalog.evaluations import record_evaluation
-from cartridge_core.catalog.pins import list_pins, record_pin
+from cartridge_core.catalog.pins import list_pins, pinned_digests, record_pin
 from cartridge_core.catalog.registrations import Whereabouts, record_registration
 from cartridge_core.catalog.session import Catalog, SchemaUpgrade, catalog_session, upgrade_catalog
 from cartridge_core.catalog.statuses import Status, change_status, retire, status_of
@@ -46,6 +46,7 @@ __all__ = [
     "list_events",
     "list_pins",
     "list_served",
+    "pinned_digests",
     "record_base_model",
     "record_cartridge",
     "record_composition",

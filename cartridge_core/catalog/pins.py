@@ -6,7 +6,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.cartridges import find_cartridge
-from cartridge_core.catalog.entry import CatalogEntry, entries_of
+from cartridge_core.catalog.entry import CatalogEntry, entries_of, entry_rows
 from cartridge_core.catalog.models import BaseModelRow, CartridgeRow, PinRow
 from cartridge_core.catalog.statuses import Status
 from cartridge_core.manifest import BaseModelIdentity
@@ -46,8 +46,8 @@ def list_pins(session: Session, base_model: BaseModelIdentity) -> list[CatalogEn
 
     Of all tenants: it is asked by a gateway that starts, which serves them all.
     """
-    rows = session.scalars(
-        select(CartridgeRow)
+    rows = session.execute(
+        select(CartridgeRow.tenant, CartridgeRow.id)
         .join(PinRow, (PinRow.tenant == CartridgeRow.tenant) & (PinRow.cartridge_id == CartridgeRow.id))
         .join(BaseModelRow, BaseModelRow.id == CartridgeRow.base_model_id)
         .where(
@@ -57,9 +57,26 @@ def list_pins(session: Session, base_model: BaseModelIdentity) -> list[CatalogEn
             BaseModelRow.tokenizer_digest == base_model.tokenizer_digest,
         )
         .order_by(PinRow.id)
-    ).all()
-    by_tenant: dict[str, list[CartridgeRow]] = defaultdict(list)
-    for row in rows:
-        by_tenant[row.tenant].append(row)
-    entries = [entry for tenant, own in by_tenant.items() for entry in entries_of(session, tenant, own)]
+    ).tuples()
+    by_tenant: dict[str, list[int]] = defaultdict(list)
+    for tenant, number in rows:
+        by_tenant[tenant].append(number)
+    entries = []
+    for tenant, numbers in by_tenant.items():
+        found = {
+            entry.cartridge_id: entry
+            for entry in entries_of(session, tenant, entry_rows(tenant).where(CartridgeRow.id.in_(numbers)))
+        }
+        entries += [found[number] for number in numbers]
     return [entry for entry in entries if entry.status not in (Status.RETIRED, Status.DELETED)]
+
+
+def pinned_digests(session: Session, tenant: str) -> frozenset[str]:
+    """Digests of a tenant's pinned Cartridges, of whatever base model."""
+    return frozenset(
+        session.scalars(
+            select(CartridgeRow.digest)
+            .join(PinRow, (PinRow.tenant == CartridgeRow.tenant) & (PinRow.cartridge_id == CartridgeRow.id))
+            .where(PinRow.tenant == tenant)
+        )
+    )

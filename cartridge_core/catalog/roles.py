@@ -9,6 +9,7 @@ from cartridge_core.catalog.models import (
     AliasRow,
     ApiKeyRow,
     AuditEventRow,
+    PinRow,
     StatusChangeRow,
     TombstoneRow,
 )
@@ -16,7 +17,7 @@ from cartridge_core.catalog.session import catalog_session
 from cartridge_core.errors import SettingsError
 from cartridge_core.settings import Settings, valid_name
 
-_OPERATORS_WRITE = (AliasRow, AliasChangeRow, StatusChangeRow, TombstoneRow, AuditEventRow, ApiKeyRow)
+_OPERATORS_WRITE = (AliasRow, AliasChangeRow, StatusChangeRow, TombstoneRow, AuditEventRow, ApiKeyRow, PinRow)
 
 
 @dataclass(frozen=True)

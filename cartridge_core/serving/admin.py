@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from cartridge_core.catalog import CHAMPION, Catalog, CatalogEntry, find_cartridge, list_cartridges
+from cartridge_core.catalog import CHAMPION, Action, Catalog, CatalogEntry, find_cartridge, list_cartridges
 from cartridge_core.publishing import Promotion, promote, rollback
 from cartridge_core.serving.caller import Caller
 from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.errors import ForbiddenError, ServingError, UnknownModelError
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single, unknown_model
-from cartridge_core.serving.pins import write_pin
+from cartridge_core.serving.pins import write_down
 from cartridge_core.serving.resolver import ResolvedCartridge, resolved_of
 from cartridge_core.settings import Settings
 
@@ -131,6 +131,7 @@ class Operations:
         """Load a Cartridge before anybody asks for it."""
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.load(cartridge)
+        await write_down(self._operator_settings(caller), cartridge, Action.LOAD, _actor(caller))
         return cartridge.describe() | {"resident": True}
 
     async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
@@ -140,14 +141,15 @@ class Operations:
         """
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.pin(cartridge, body.pinned)
-        await write_pin(self._operator_settings(caller), cartridge, body.pinned, _actor(caller))
+        action = Action.PIN if body.pinned else Action.UNPIN
+        await write_down(self._operator_settings(caller), cartridge, action, _actor(caller), body.pinned)
         return cartridge.describe() | {"pinned": body.pinned}
 
     async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
         """Drop a Cartridge from memory, its pin as well; answers that are being written keep it."""
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.unload(cartridge.digest)
-        await write_pin(self._operator_settings(caller), cartridge, False, _actor(caller))
+        await write_down(self._operator_settings(caller), cartridge, Action.UNLOAD, _actor(caller), pinned=False)
         return cartridge.describe() | {"resident": False}
 
     async def promote(self, caller: Caller, body: Promoting) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from cartridge_core.catalog import CatalogEntry, catalog_session, list_pins, record_pin
+from cartridge_core.catalog import Action, CatalogEntry, catalog_session, list_pins, record_event, record_pin
 from cartridge_core.errors import CartridgeError, CatalogError
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.serving.engine import Engine
@@ -17,14 +17,17 @@ _AGAIN_S = 5.0
 """A catalog that does not answer is asked again after so long."""
 
 
-async def write_pin(settings: Settings, cartridge: ResolvedCartridge, pinned: bool, actor: str) -> None:
-    """Write down that a Cartridge is pinned, or no longer.
+async def write_down(
+    settings: Settings, cartridge: ResolvedCartridge, action: Action, actor: str, pinned: bool | None = None
+) -> None:
+    """Write down what an operator did to a Cartridge in memory.
 
     Args:
         settings: Name the catalog, with a role that may write.
         cartridge: Which.
-        pinned: Whether it is.
-        actor: Who asks.
+        action: What was done.
+        actor: Who asked.
+        pinned: Whether it is pinned from now on; None where that stays as it was.
 
     Raises:
         CatalogError: The catalog does not take it.
@@ -32,7 +35,10 @@ async def write_pin(settings: Settings, cartridge: ResolvedCartridge, pinned: bo
 
     def write() -> None:
         with catalog_session(settings) as session:
-            record_pin(session, cartridge.tenant, cartridge.corpus, cartridge.digest, pinned=pinned, actor=actor)
+            if pinned is not None:
+                record_pin(session, cartridge.tenant, cartridge.corpus, cartridge.digest, pinned=pinned, actor=actor)
+            subject = f"{cartridge.corpus}/{cartridge.digest[:12]}"
+            record_event(session, cartridge.tenant, action, subject, actor=actor, details={"digest": cartridge.digest})
 
     await asyncio.to_thread(write)
 

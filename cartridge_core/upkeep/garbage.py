@@ -116,7 +116,7 @@ def remove_garbage(found: Sequence[Garbage], progress: Progress = no_progress) -
 
 
 def _retired(stores: Stores) -> Iterator[Garbage]:
-    gone = collectable(stores.entries, stores.status_since, stores.now, stores.grace)
+    gone = collectable(stores.entries, stores.status_since, stores.now, stores.grace, stores.pinned)
     numbers = {entry.cartridge_id for entry in gone}
     kept = {entry.digest for entry in stores.live if entry.cartridge_id not in numbers}
     seen: set[str] = set()

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from sqlalchemy import func, select
 
-from cartridge_core.catalog import CatalogEntry, Status, catalog_session, list_cartridges
+from cartridge_core.catalog import CatalogEntry, Status, catalog_session, list_cartridges, pinned_digests
 from cartridge_core.catalog.models import EvaluationRow, StatusChangeRow
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.registry.listing import ListedVersion, list_versions
@@ -50,6 +50,12 @@ class Stores:
     def live(self) -> list[CatalogEntry]:
         """Those that were not deleted."""
         return [entry for entry in self.entries if entry.status is not Status.DELETED]
+
+    @cached_property
+    def pinned(self) -> frozenset[str]:
+        """Digests of Cartridges that gateways keep in memory."""
+        with catalog_session(self.settings, read_only=True) as session:
+            return pinned_digests(session, self.settings.tenant)
 
     @cached_property
     def status_since(self) -> dict[int, datetime]:

@@ -51,6 +51,8 @@ class Client:
     def body(self, asked: Asked, **fields: Any) -> dict[str, Any]:
         made: dict[str, Any] = {"model": self.model, "max_tokens": asked.max_tokens, "temperature": 0, "logprobs": TOP}
         made |= {"prompt": self.prompt(asked.text), "return_token_ids": True, "ignore_eos": True}
+        # Tokens by number: several may have the same text.
+        made["return_tokens_as_token_ids"] = True
         if asked.front:
             made |= self.attached(self.attachment(*asked.front), made["prompt"])
         return made | fields
