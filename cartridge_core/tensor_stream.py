@@ -9,8 +9,9 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def stream_tensors(folder: Path, manifest: CartridgeManifest) -> Iterator[tuple[
 _Place = tuple[str, tuple[int, ...], torch.dtype]
 
 
-def _places(path: Path, stream: BinaryIO, manifest: CartridgeManifest, hasher: Any) -> list[_Place]:
+def _places(path: Path, stream: FileIO, manifest: CartridgeManifest, hasher: Any) -> list[_Place]:
     """Names, shapes and types in the file's order (safetensors: 8 bytes of length, a JSON header, the data)."""
     wanted = described(manifest)
     try:
@@ -89,7 +90,7 @@ def _places(path: Path, stream: BinaryIO, manifest: CartridgeManifest, hasher: A
 
 
 def _read(
-    path: Path, stream: BinaryIO, places: list[_Place], hasher: Any, thread: ThreadPoolExecutor
+    path: Path, stream: FileIO, places: list[_Place], hasher: Any, thread: ThreadPoolExecutor
 ) -> Iterator[tuple[str, Tensor]]:
     largest = max(math.prod(shape) * dtype.itemsize for _, shape, dtype in places)
     buffers = [bytearray(largest) for _ in range(_BUFFERS)]

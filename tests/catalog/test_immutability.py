@@ -63,8 +63,8 @@ def filled(settings: Settings) -> Settings:
     return settings
 
 
-def test_all_tables_but_aliases_and_keys_are_guarded() -> None:
-    assert set(Base.metadata.tables) - set(GUARDED) == {"aliases", "api_keys"}
+def test_all_tables_but_aliases_keys_and_pins_are_guarded() -> None:
+    assert set(Base.metadata.tables) - set(GUARDED) == {"aliases", "api_keys", "pins"}
 
 
 def test_raw_sql_cannot_change_history(filled: Settings, engine: Engine) -> None:
