@@ -15,6 +15,7 @@ import typer
 
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import Model
+from cartridge_core.errors import SettingsError
 
 QUIET_PREFECT = {
     # Errors reach the user as one sentence; Prefect's own log would print each with its traceback first.
@@ -32,12 +33,16 @@ def in_terminal() -> Iterator[None]:
     """Run a flow from the command line: quiet, and with the terminal's progress bars."""
     for name, value in QUIET_PREFECT.items():
         os.environ.setdefault(name, value)
+    from prefect.exceptions import ParameterTypeError
+
     from flows.reporting import terminal
 
     with progress_bars() as bars:
         token = terminal.set(bars)
         try:
             yield
+        except ParameterTypeError as error:
+            raise SettingsError(" ".join(str(error).split()) + ".", "Correct it and try again.") from error
         finally:
             terminal.reset(token)
 

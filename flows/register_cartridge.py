@@ -1,20 +1,28 @@
 """Flow `register-cartridge`: artifact store, MLflow and catalog learn about a Cartridge."""
 
 from typing import Any
+from urllib.parse import quote
 
 from prefect import flow
 from prefect.runtime import flow_run
 
+from cartridge_core.catalog import CatalogEntry
+from cartridge_core.registry.names import corpus_prefix
 from cartridge_core.settings import Settings
 from cartridge_core.stages.fit import find_cartridge
 from cartridge_core.stages.grade import find_report
 from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.register import register
+from flows.naming import run_name
+from flows.parameters import Digest, Name
+from flows.reporting import show_link, tell_result
 from flows.retrying import with_retries
 
 
-@flow(name="register-cartridge", flow_run_name="register {corpus}")
-def register_cartridge(corpus: str, cartridge: str = "", report: str = "", version: str = "") -> dict[str, Any]:
+@flow(name="register-cartridge", flow_run_name=run_name("register"))
+def register_cartridge(
+    corpus: Name, cartridge: Digest = "", report: Digest = "", version: Digest = ""
+) -> dict[str, Any]:
     """Register a graded Cartridge with its report. No alias moves.
 
     Args:
@@ -32,4 +40,16 @@ def register_cartridge(corpus: str, cartridge: str = "", report: str = "", versi
     graded = find_report(settings, fitted, report)
     tags = {"prefect.flow_run_id": str(flow_run.get_id()), "prefect.flow_run_name": str(flow_run.get_name())}
     entry = with_retries("register", lambda: register(settings, source, fitted, graded, tags, actor="prefect"))
-    return entry.model_dump(mode="json")
+    show_links(settings, entry)
+    return tell_result("register-cartridge", entry.model_dump(mode="json"))
+
+
+def show_links(settings: Settings, entry: CatalogEntry) -> None:
+    """Links to the version, and to all that MLflow has about its corpus; an embedded MLflow has no pages."""
+    server = settings.mlflow_tracking_uri.rstrip("/")
+    if not server.startswith("http"):
+        return
+    version = f"{server}/#/models/{quote(entry.model_name or '')}/versions/{entry.version}"
+    show_link("mlflow-version", version, f"{entry.model_name} v{entry.version}", "The Cartridge in MLflow")
+    corpus = f"{server}/#/models?searchInput={quote(corpus_prefix(entry.tenant, entry.corpus))}"
+    show_link("mlflow-corpus", corpus, entry.corpus, "All models of the corpus in MLflow")
