@@ -1,7 +1,7 @@
 """Flow `reap-runs`: runs that nobody works on any more are started again, a few times.
 
 It acts on crashed runs, on running ones whose heart stopped, on ones that a worker took and never started, and on ones
-that a dead worker was to cancel. It never touches a live, a completed, a failed or a cancelled run. Should a run that it
+that a dead worker was to cancel. It never touches a live, a completed, a failed or a cancelled run. Should one that it
 took for dead be alive after all, two processes work on it for a while: the digest store's lock lets one of them work.
 """
 
