@@ -16,6 +16,7 @@ from flows.gpu_slot import gpu_slot
 from flows.naming import run_name
 from flows.parameters import Digest, Name
 from flows.reporting import progress_artifact, show_markdown, show_picture, tell_result
+from flows.spreading import spread_over_workers
 
 
 @flow(name="evaluate-cartridge", flow_run_name=run_name("evaluate"))
@@ -48,7 +49,15 @@ def evaluate_cartridge(
         asked = exam(settings, source, studied, questions, benchmark, model, progress)
         arms = {"self_study": fitted}
         graded = grade(
-            settings, source, arms, asked.questions, asked.benchmark, EVALUATION, model=model, progress=progress
+            settings,
+            source,
+            arms,
+            asked.questions,
+            asked.benchmark,
+            EVALUATION,
+            model=model,
+            progress=progress,
+            spread=spread_over_workers(settings),
         )
     show_markdown("evaluation", graded.load().markdown(), f"Cartridge of {corpus} against its baselines")
     show_picture("score-against-memory", graded.plot, f"Cartridge of {corpus} against its baselines")

@@ -14,6 +14,7 @@ from cartridge_core.stages.study import study
 from flows.naming import run_name
 from flows.parameters import Digest, Name, NumConversations, Seed
 from flows.reporting import progress_artifact, tell_result
+from flows.spreading import spread_over_workers
 
 
 @flow(name="synthesize-conversations", flow_run_name=run_name("study"))
@@ -44,7 +45,6 @@ def synthesize_conversations(
     study_config = config_of(SelfStudyConfig, config, num_conversations=num_conversations, seed=seed)
     held_out = load_questions(questions) if questions else ()
     with progress_artifact("synthesize-conversations") as progress:
-        product = study(
-            settings, find_corpus(settings, corpus, version), study_config, held_out, model, progress
-        ).product
+        source, spread = find_corpus(settings, corpus, version), spread_over_workers(settings)
+        product = study(settings, source, study_config, held_out, model, progress, spread).product
     return tell_result("synthesize-conversations", product.facts | {"cached": product.cached})

@@ -60,6 +60,6 @@ def stale_corpora(settings: Settings, newest: Sequence[IngestedCorpus]) -> list[
             entries = list_cartridges(session, settings.tenant, corpus.name)
         if not entries or not corpus.sources or any(entry.corpus_digest == corpus.digest for entry in entries):
             continue
-        last = next((e for e in entries if CHAMPION in e.aliases), max(entries, key=lambda e: e.cartridge_id))
+        last = next((e for e in entries if CHAMPION in e.aliases), entries[0])
         stale.append(StaleCorpus(corpus.name, corpus.digest, corpus.sources, last.digest, last.num_tokens))
     return stale
