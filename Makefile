@@ -10,6 +10,7 @@ PYTEST_FLAGS ?=
 SERVE_FLAGS ?=
 QUICKSTART_FLAGS ?=
 BENCH_FLAGS ?=
+CHAOS_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu bench-orchestration chaos wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +65,12 @@ bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and sec
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
+
+bench-orchestration: $(STAMP)  ## What Prefect costs the chain beyond the library's own calls (about 3 minutes)
+	$(BIN)/python -m tests.proofs.orchestration_overhead $(BENCH_FLAGS)
+
+chaos: $(STAMP)  ## 100 runs of the chain, each struck by a fault (at most 90 minutes; CHAOS_FLAGS="--runs 8")
+	$(BIN)/python -m tests.proofs.chaos $(CHAOS_FLAGS)
 
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

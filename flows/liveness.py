@@ -1,14 +1,27 @@
 """Whether somebody is still at work on a flow run: its heartbeats, as Prefect's server has heard them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 UNHEARD_SECONDS = 3600.0
 """Silence of a run that was never heard: its worker may have heartbeats turned off, so it gets long."""
 MISSED_BEATS = 3
 """A run whose heart beats slowly gets at least so many of its own beats."""
+
+
+@contextmanager
+def one_heart() -> Iterator[None]:
+    """Let subflows in this process be heard through the run that they belong to.
+
+    A heart of their own would cost each up to a second at its end: Prefect's thread looks up only so often.
+    """
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def is_silent(client: SyncPrefectClient, run: FlowRun, silence_seconds: float, now: datetime | None = None) -> bool:

@@ -10,6 +10,7 @@ from flows.evaluate_cartridge import evaluate_cartridge
 from flows.fit_cartridge import fit_cartridge
 from flows.handing_off import hand_off
 from flows.ingest_corpus import ingest_corpus
+from flows.liveness import one_heart
 from flows.naming import run_name
 from flows.parameters import (
     LearningRate,
@@ -81,34 +82,35 @@ def train_cartridge(
     Returns:
         What each stage said about its product, by stage.
     """
-    ingested = ingest_corpus(corpus, paths)
-    version = ingested["digest"]
-    studied = synthesize_conversations(corpus, num_conversations, version, questions, model, seed, study_config)
-    step = hand_off if hand_off_gpu_steps else _here
-    fitted = step(
-        "fit-cartridge",
-        {
-            "corpus": corpus,
-            "num_tokens": num_tokens,
-            "steps": steps,
-            "learning_rate": learning_rate,
-            "version": version,
-            "dataset": studied["digest"],
-            "model": model,
-            "seed": seed,
-            "config": training_config,
-            "initialization": initialization,
-            "init_from": init_from,
-            "init_text": init_text,
-            "processes": processes,
-            "on_policy_steps": on_policy_steps,
-        },
-    )
-    cartridge = fitted["digest"]
-    asked = {"corpus": corpus, "cartridge": cartridge, "questions": questions, "version": version, "model": model}
-    graded = step("evaluate-cartridge", asked)
-    registered = register_cartridge(corpus, cartridge, graded["digest"], version)
-    promoted = promote_cartridge(corpus, cartridge, min_share_of_icl)
+    with one_heart():
+        ingested = ingest_corpus(corpus, paths)
+        version = ingested["digest"]
+        studied = synthesize_conversations(corpus, num_conversations, version, questions, model, seed, study_config)
+        step = hand_off if hand_off_gpu_steps else _here
+        fitted = step(
+            "fit-cartridge",
+            {
+                "corpus": corpus,
+                "num_tokens": num_tokens,
+                "steps": steps,
+                "learning_rate": learning_rate,
+                "version": version,
+                "dataset": studied["digest"],
+                "model": model,
+                "seed": seed,
+                "config": training_config,
+                "initialization": initialization,
+                "init_from": init_from,
+                "init_text": init_text,
+                "processes": processes,
+                "on_policy_steps": on_policy_steps,
+            },
+        )
+        cartridge = fitted["digest"]
+        asked = {"corpus": corpus, "cartridge": cartridge, "questions": questions, "version": version, "model": model}
+        graded = step("evaluate-cartridge", asked)
+        registered = register_cartridge(corpus, cartridge, graded["digest"], version)
+        promoted = promote_cartridge(corpus, cartridge, min_share_of_icl)
     return {
         "corpus": ingested,
         "dataset": studied,
