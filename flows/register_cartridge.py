@@ -1,13 +1,12 @@
 """Flow `register-cartridge`: artifact store, MLflow and catalog learn about a Cartridge."""
 
 from typing import Any
-from urllib.parse import quote
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from cartridge_core.catalog import CatalogEntry
-from cartridge_core.registry.names import corpus_prefix
+from cartridge_core.registry.pages import corpus_page, version_page
 from cartridge_core.settings import Settings
 from cartridge_core.stages.fit import find_cartridge
 from cartridge_core.stages.grade import find_report
@@ -39,17 +38,19 @@ def register_cartridge(
     fitted = find_cartridge(settings, source, cartridge)
     graded = find_report(settings, fitted, report)
     tags = {"prefect.flow_run_id": str(flow_run.get_id()), "prefect.flow_run_name": str(flow_run.get_name())}
-    entry = with_retries("register", lambda: register(settings, source, fitted, graded, tags, actor="prefect"))
-    show_links(settings, entry)
+
+    def work() -> CatalogEntry:
+        entry = register(settings, source, fitted, graded, tags, actor="prefect")
+        _show_links(settings, entry)
+        return entry
+
+    entry = with_retries("register", work)
     return tell_result("register-cartridge", entry.model_dump(mode="json"))
 
 
-def show_links(settings: Settings, entry: CatalogEntry) -> None:
-    """Links to the version, and to all that MLflow has about its corpus; an embedded MLflow has no pages."""
-    server = settings.mlflow_tracking_uri.rstrip("/")
-    if not server.startswith("http"):
-        return
-    version = f"{server}/#/models/{quote(entry.model_name or '')}/versions/{entry.version}"
-    show_link("mlflow-version", version, f"{entry.model_name} v{entry.version}", "The Cartridge in MLflow")
-    corpus = f"{server}/#/models?searchInput={quote(corpus_prefix(entry.tenant, entry.corpus))}"
-    show_link("mlflow-corpus", corpus, entry.corpus, "All models of the corpus in MLflow")
+def _show_links(settings: Settings, entry: CatalogEntry) -> None:
+    if entry.model_name is not None and entry.version is not None:
+        page = version_page(settings, entry.model_name, entry.version)
+        show_link("mlflow-version", page, f"{entry.model_name} v{entry.version}", "The Cartridge in MLflow")
+    page = corpus_page(settings, entry.corpus)
+    show_link("mlflow-corpus", page, entry.corpus, "All that MLflow has about the corpus")

@@ -1,5 +1,6 @@
 """The reaper against a real server: what it starts again, how often, and what it leaves alone."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -7,11 +8,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import typer
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, State
+from typer.testing import CliRunner
 
+from cartridge_core.errors import SettingsError
+from flows.commands import reap
 from flows.reap_runs import REQUEUED, TAG, Reaper
 
 
@@ -105,3 +111,15 @@ def test_what_ended_otherwise_stays(client: SyncPrefectClient, ended: Callable[[
     reaper(client, silence=0, pending=0).reap()
     assert state_of(client, run) == before
     assert state_of(client, other)[0] is StateType.CRASHED
+
+
+def test_the_command_reaps_once_and_needs_a_server(client: SyncPrefectClient) -> None:
+    app = typer.Typer()
+    app.command()(reap)
+    run = run_in(client, Running(), Crashed())
+    done = CliRunner().invoke(app, ["--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["requeued"] == 1
+    assert state_of(client, run) == (StateType.SCHEDULED, REQUEUED)
+    with temporary_settings({PREFECT_API_URL: None}):
+        assert isinstance(CliRunner().invoke(app, []).exception, SettingsError)
