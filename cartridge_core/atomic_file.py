@@ -1,11 +1,15 @@
 """Files that a reader sees whole or not at all."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
 
 
 @contextmanager
@@ -32,3 +36,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def intended(name: str) -> str | None:
+    """The file name that a temporary file of `atomic_file` was to become; None for any other file's name."""
+    match = _TEMPORARY.fullmatch(name)
+    return match[1] if match else None

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ class TestStore:
         store.write_bytes("a/b.bin", b"\x00one")
         assert store.read_bytes("a/b.bin") == b"\x00one"
         assert store.size("a/b.bin") == 4
+        assert abs((datetime.now(UTC) - store.modified_at("a/b.bin")).total_seconds()) < 60
+        assert store.unfinished() == []
         assert store.exists("a/b.bin")
 
     def test_files_come_back(self, store: ObjectStore, tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ class TestStore:
 
     def test_what_is_not_there(self, store: ObjectStore, tmp_path: Path) -> None:
         assert not store.exists("gone")
-        for read in (store.read_bytes, store.size, lambda key: store.get_file(key, tmp_path / "target")):
+        for read in (store.read_bytes, store.size, store.modified_at, lambda key: store.get_file(key, tmp_path / "target")):
             with pytest.raises(StorageError, match=r"no object .gone. in .*Check the artifact root"):
                 read("gone")
         assert not (tmp_path / "target").exists()

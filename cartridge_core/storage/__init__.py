@@ -3,6 +3,15 @@
 from cartridge_core.storage.folder import delete_folder, get_folder, put_folder
 from cartridge_core.storage.local import LocalStore
 from cartridge_core.storage.opening import open_store
-from cartridge_core.storage.store import ObjectStore, checked_key
+from cartridge_core.storage.store import ObjectStore, Unfinished, checked_key
 
-__all__ = ["LocalStore", "ObjectStore", "checked_key", "delete_folder", "get_folder", "open_store", "put_folder"]
+__all__ = [
+    "LocalStore",
+    "ObjectStore",
+    "Unfinished",
+    "checked_key",
+    "delete_folder",
+    "get_folder",
+    "open_store",
+    "put_folder",
+]

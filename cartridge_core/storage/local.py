@@ -1,15 +1,17 @@
 """A folder as an object store."""
 
+import builtins
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from cartridge_core.atomic_file import atomic_file
+from cartridge_core.atomic_file import atomic_file, intended
 from cartridge_core.errors import StorageError
-from cartridge_core.storage.store import checked_key, missing
+from cartridge_core.storage.store import Unfinished, checked_key, missing
 
 _ATTEMPTS = 5
 
@@ -69,6 +71,12 @@ class LocalStore:
         with self._explained(f"read {key}"):
             return path.stat().st_size
 
+    def modified_at(self, key: str) -> datetime:
+        """When an object was written, UTC."""
+        path = self._existing(key)
+        with self._explained(f"read {key}"):
+            return _moment(path.stat().st_mtime)
+
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys below the folder `prefix`."""
         folder = self._path(prefix) if prefix else self._root
@@ -90,6 +98,33 @@ class LocalStore:
                     parent.rmdir()
                 except OSError:  # not empty, or gone with another writer's removal
                     break
+
+    def unfinished(self) -> builtins.list[Unfinished]:
+        """Temporary files of writers that are at work or were killed."""
+        found = []
+        for parent, folders, files in os.walk(self._root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in sorted(files):
+                target = intended(name)
+                if target is None:
+                    continue
+                path = Path(parent, name)
+                try:
+                    state = path.stat()
+                except FileNotFoundError:  # the writer has just come to its end
+                    continue
+                place = Path(parent, target).relative_to(self._root).as_posix()
+                mark = path.relative_to(self._root).as_posix()
+                found.append(Unfinished(place, mark, _moment(state.st_mtime), state.st_size))
+        return found
+
+    def abandon(self, leftover: Unfinished) -> None:
+        """Remove a writer's temporary file."""
+        folder = self._path(leftover.key).parent
+        if intended(Path(leftover.mark).name) is None or Path(leftover.mark).parent != Path(leftover.key).parent:
+            raise StorageError(f"{leftover.mark!r} is no writer's leftover.", "Ask the store what is unfinished.")
+        with self._explained(f"abandon {leftover.key}"):
+            (folder / Path(leftover.mark).name).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         path = self._root / checked_key(key)
@@ -128,3 +163,7 @@ class LocalStore:
                 f"Cannot {action}: {error.strerror or error}.",
                 f"Check {self._root}, its permissions and its free space.",
             ) from error
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

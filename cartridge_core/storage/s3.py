@@ -1,21 +1,44 @@
 """A bucket of an S3-compatible service as an object store."""
 
+import builtins
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from s3transfer.exceptions import RetriesExceededError
 
 from cartridge_core.atomic_file import atomic_file
 from cartridge_core.errors import StorageError
-from cartridge_core.storage.store import checked_key, missing
+from cartridge_core.storage.store import Unfinished, checked_key, missing
 
 _NOT_THERE = {"404", "NoSuchKey", "NotFound"}
+_NO_UPLOAD = "NoSuchUpload"
+
+
+@dataclass(frozen=True)
+class S3Limits:
+    """How long and how often S3 is asked, and in which pieces. No call waits longer than attempts times seconds."""
+
+    connect_s: float = 5.0
+    """Seconds to wait for a connection."""
+    read_s: float = 30.0
+    """Seconds to wait for the next bytes."""
+    attempts: int = 4
+    """How often a request is sent before it fails; AWS_MAX_ATTEMPTS wins."""
+    part_bytes: int = 8 << 20
+    """Size of the parts in which larger files go up and come down; S3 wants at least 5 MiB."""
+    threads: int = 8
+    """Parts at once."""
 
 
 class S3Store:
@@ -24,16 +47,33 @@ class S3Store:
     Args:
         bucket: An existing bucket.
         prefix: Folder in the bucket; empty for its root.
+        limits: Timeouts, attempts and sizes.
     """
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
-        self._bucket = bucket
+    def __init__(self, bucket: str, prefix: str = "", limits: S3Limits | None = None) -> None:
+        limits = limits or S3Limits()
+        self._bucket, self._part_bytes = bucket, limits.part_bytes
         self._prefix = checked_key(prefix.strip("/")) + "/" if prefix.strip("/") else ""
         # Services beside AWS rarely resolve bucket.host names, so a named endpoint is addressed by path.
         own_endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         config = Config(
             s3={"addressing_style": "path" if own_endpoint else "auto"},
-            retries={"max_attempts": 4, "mode": "standard"},
+            connect_timeout=limits.connect_s,
+            read_timeout=limits.read_s,
+            retries={
+                "mode": "standard",
+                **({} if "AWS_MAX_ATTEMPTS" in os.environ else {"total_max_attempts": limits.attempts}),
+            },
+            max_pool_connections=limits.threads + 2,
+            tcp_keepalive=True,
+        )
+        # Every part carries a checksum that S3 verifies (botocore's default, CRC; AWS_REQUEST_CHECKSUM_CALCULATION).
+        self._transfer = TransferConfig(
+            multipart_threshold=limits.part_bytes,
+            multipart_chunksize=limits.part_bytes,
+            max_concurrency=limits.threads,
+            num_download_attempts=limits.attempts,
+            preferred_transfer_client="classic",
         )
         with self._explained("open the bucket"):
             self._client: Any = boto3.client("s3", config=config)
@@ -48,12 +88,25 @@ class S3Store:
         return f"s3://{self._bucket}/{self._key(key)}"
 
     def put_file(self, source: Path, key: str) -> None:
-        """Store a file's bytes, replacing what was there; large files go up in parts."""
+        """Store a file's bytes, replacing what was there; large files go up in parts, several at once.
+
+        An upload that fails is taken back. What killed writers of the key left behind goes once the object is there.
+        """
         target = self._key(key)
         if not source.is_file():
             raise StorageError(f"Cannot store {source}: it is not a file.", "Check the path.")
+        large = source.stat().st_size >= self._part_bytes
         with self._explained(f"store {key}"):
-            self._client.upload_file(str(source), self._bucket, target)
+            try:
+                with source.open("rb") as stream:
+                    self._client.upload_fileobj(stream, self._bucket, target, Config=self._transfer)
+            except ClientError as error:
+                # Another writer of this key was done first and gave our upload up: its object has replaced ours.
+                if _code(error) != _NO_UPLOAD or self._head(key) is None:
+                    raise
+            for upload in self._uploads(target) if large else ():
+                if upload["Key"] == target:
+                    self._give_up(target, upload["UploadId"])
 
     def get_file(self, key: str, target: Path) -> None:
         """Write an object to a file, which appears whole or not at all."""
@@ -61,14 +114,15 @@ class S3Store:
         with self._explained(f"read {key}", key):
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(target) as out:
-                self._client.download_fileobj(self._bucket, source, out)
+                self._client.download_fileobj(self._bucket, source, out, Config=self._transfer)
 
     def read_bytes(self, key: str) -> bytes:
         """An object's bytes."""
         source = self._key(key)
-        with self._explained(f"read {key}", key):
-            data: bytes = self._client.get_object(Bucket=self._bucket, Key=source)["Body"].read()
-            return data
+        # Not get_object: only the transfer asks again where a body breaks off.
+        with self._explained(f"read {key}", key), io.BytesIO() as out:
+            self._client.download_fileobj(self._bucket, source, out, Config=self._transfer)
+            return out.getvalue()
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Store bytes, replacing what was there."""
@@ -87,6 +141,14 @@ class S3Store:
             raise missing(key, self.root)
         return int(head["ContentLength"])
 
+    def modified_at(self, key: str) -> datetime:
+        """When an object was written, UTC."""
+        head = self._head(key)
+        if head is None:
+            raise missing(key, self.root)
+        written: datetime = head["LastModified"]
+        return written.astimezone(UTC)
+
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys below the folder `prefix`."""
         folder = self._key(prefix) + "/" if prefix else self._prefix
@@ -99,6 +161,46 @@ class S3Store:
         target = self._key(key)
         with self._explained(f"delete {key}"):
             self._client.delete_object(Bucket=self._bucket, Key=target)
+
+    def unfinished(self) -> builtins.list[Unfinished]:
+        """Multipart uploads that are going on or were left."""
+        with self._explained("list unfinished uploads"):
+            return [
+                Unfinished(
+                    key=upload["Key"][len(self._prefix) :],
+                    mark=upload["UploadId"],
+                    started_at=upload["Initiated"].astimezone(UTC),
+                    size=self._size_of_parts(upload),
+                )
+                for upload in self._uploads(self._prefix)
+            ]
+
+    def abandon(self, leftover: Unfinished) -> None:
+        """Abort a multipart upload."""
+        target = self._key(leftover.key)
+        with self._explained(f"abandon {leftover.key}"):
+            self._give_up(target, leftover.mark)
+
+    def _uploads(self, prefix: str) -> builtins.list[dict[str, Any]]:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
+        return [upload for page in pages for upload in page.get("Uploads", ())]
+
+    def _size_of_parts(self, upload: dict[str, Any]) -> int:
+        asked = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+        try:
+            pages = self._client.get_paginator("list_parts").paginate(**asked)
+            return sum(int(part["Size"]) for page in pages for part in page.get("Parts", ()))
+        except ClientError as error:
+            if _code(error) != _NO_UPLOAD:  # it has just come to its end
+                raise
+            return 0
+
+    def _give_up(self, target: str, upload_id: str) -> None:
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=target, UploadId=upload_id)
+        except ClientError as error:
+            if _code(error) != _NO_UPLOAD:
+                raise
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)
@@ -126,7 +228,8 @@ class S3Store:
                 f"Cannot {action} in {self.root}: {error.response.get('Error', {}).get('Message') or error}.",
                 "Check the bucket's name, its policy and the AWS_* variables.",
             ) from error
-        except (BotoCoreError, Boto3Error, ValueError) as error:  # ValueError: a malformed endpoint
+        # ValueError: a malformed endpoint.
+        except (BotoCoreError, Boto3Error, RetriesExceededError, ValueError) as error:
             raise StorageError(
                 f"Cannot {action} in {self.root}: {error}.", "Check AWS_ENDPOINT_URL, AWS_REGION and the credentials."
             ) from error

@@ -1,5 +1,8 @@
 """What an object store is, and what a key may be."""
 
+import builtins
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -7,6 +10,20 @@ from cartridge_core.errors import StorageError
 
 _MAX_KEY_BYTES = 900
 _MAX_PART_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a writer that was killed left behind: no object, but room that it takes."""
+
+    key: str
+    """The object that it would have become."""
+    mark: str
+    """What the store itself calls it."""
+    started_at: datetime
+    """When it was last known to be alive, UTC."""
+    size: int
+    """Bytes that it takes, as far as the store says."""
 
 
 class ObjectStore(Protocol):
@@ -40,11 +57,20 @@ class ObjectStore(Protocol):
     def size(self, key: str) -> int:
         """An object's bytes in number; a missing object is a StorageError."""
 
+    def modified_at(self, key: str) -> datetime:
+        """When an object was written, UTC; a missing object is a StorageError."""
+
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys below the folder `prefix`; all keys for the empty prefix."""
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error, so that a removal can be repeated."""
+
+    def unfinished(self) -> builtins.list[Unfinished]:
+        """What writers that are at work, or were killed, have begun."""
+
+    def abandon(self, leftover: Unfinished) -> None:
+        """Give the room of an unfinished object back; one that is gone is no error."""
 
 
 def checked_key(key: str) -> str:
