@@ -79,7 +79,12 @@ class TestStore:
 
     def test_what_is_not_there(self, store: ObjectStore, tmp_path: Path) -> None:
         assert not store.exists("gone")
-        for read in (store.read_bytes, store.size, store.modified_at, lambda key: store.get_file(key, tmp_path / "target")):
+        for read in (
+            store.read_bytes,
+            store.size,
+            store.modified_at,
+            lambda key: store.get_file(key, tmp_path / "target"),
+        ):
             with pytest.raises(StorageError, match=r"no object .gone. in .*Check the artifact root"):
                 read("gone")
         assert not (tmp_path / "target").exists()

