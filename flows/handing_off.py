@@ -4,7 +4,7 @@ The caller owns what it handed off: it starts a crashed step anew, and cancels i
 """
 
 import json
-import time
+from time import monotonic, sleep
 from typing import Any
 from uuid import UUID
 
@@ -62,20 +62,20 @@ def hand_off(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 def _waited_for(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
     """The run once it has ended; it is cancelled if the waiting is."""
-    answered = time.monotonic()
+    answered = monotonic()
     try:
         while True:
             try:
                 run = client.read_flow_run(run_id)
-                answered = time.monotonic()
+                answered = monotonic()
                 if run.state is not None and run.state.is_final():
                     return run
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                if time.monotonic() - answered > PATIENCE:
+                if monotonic() - answered > PATIENCE:
                     raise HandedOffError(
                         f"Prefect's server has not answered for {PATIENCE:.0f} s: {error}.", "Retry the run."
                     ) from error
-            time.sleep(POLL_SECONDS)
+            sleep(POLL_SECONDS)
     except HandedOffError:
         raise
     except BaseException:
