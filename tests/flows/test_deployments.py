@@ -66,7 +66,7 @@ def deployment_run(name: str, server: str, plugins: bool) -> subprocess.Complete
 
 def test_what_the_readme_says_deploys_and_a_worker_runs_it(prefect_server: str, workplace: Workplace) -> None:
     for pool in ("cpu", "gpu"):
-        made = prefect(prefect_server, "work-pool", "create", pool, "--type", "process")
+        made = prefect(prefect_server, "work-pool", "create", pool, "--type", "process", "--overwrite")
         assert made.returncode == 0, made.stderr
     deployed = prefect(prefect_server, "deploy", "--all")
     assert deployed.returncode == 0, deployed.stderr

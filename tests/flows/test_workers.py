@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling
@@ -23,7 +24,7 @@ from tests.talkative import Workplace
 @contextmanager
 def worker(server: str, pool: str, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A worker process of a pool, made if there is none."""
-    prefect(server, "work-pool", "create", pool, "--type", "process")
+    prefect(server, "work-pool", "create", pool, "--type", "process", "--overwrite")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment |= {
         "PREFECT_API_URL": server,
@@ -65,6 +66,7 @@ def wait_for(what: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_gpu_steps_run_on_their_pool_and_a_cancelled_one_ends(
     prefect_server: str, workplace: Workplace, tmp_path: Path
 ) -> None:
