@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -45,7 +46,12 @@ def main() -> int:
     done = _done(rows, told.seed)
     todo = [number for number in range(told.runs) if number not in done]
     if todo:
-        _carry_out(todo, told, folder, rows, started + told.minutes * 60)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            _carry_out(todo, told, folder, rows, started + told.minutes * 60)
+        except KeyboardInterrupt:
+            print(f"Stopped; the services are gone, what was counted is kept in {rows}.", flush=True)
+            os._exit(130)  # the runs' threads still wait for a server that will not come back
     done = _done(rows, told.seed)
     counted = [done[number] for number in range(told.runs) if number in done]
     exactly_once = sum(row["completed"] and not row["problems"] for row in counted)
@@ -93,8 +99,12 @@ def _carry_out(todo: list[int], told: argparse.Namespace, folder: Path, rows: Pa
                     stream.write(json.dumps(asdict(outcome) | {"seed": told.seed}) + "\n")
                 _say(outcome)
 
-            with reaping(stack), ThreadPoolExecutor(AT_A_TIME) as pool:
-                list(pool.map(one, todo))
+            with reaping(stack):
+                pool = ThreadPoolExecutor(AT_A_TIME)
+                try:
+                    list(pool.map(one, todo))
+                finally:
+                    pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
