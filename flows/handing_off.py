@@ -4,9 +4,11 @@ The caller owns what it handed off: it starts a crashed step anew, and cancels i
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from time import monotonic, sleep
-from typing import Any
-from uuid import UUID
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -17,6 +19,8 @@ from prefect.states import Cancelling
 
 from cartridge_core.errors import CartridgeError
 from flows.reporting import result_key
+
+T = TypeVar("T")
 
 MAX_CRASHES = 3
 """Attempts that may end without a word before the step is given up."""
@@ -47,7 +51,10 @@ def hand_off(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     with get_client(sync_client=True) as client:
         for attempt in range(1, MAX_CRASHES + 1):
-            started: Any = run_deployment(f"{flow}/{flow}", parameters=given, timeout=0)
+            once = str(uuid4())  # an answer that was lost on its way starts no second step
+            started: Any = _patiently(
+                partial(run_deployment, f"{flow}/{flow}", parameters=given, timeout=0, idempotency_key=once)
+            )
             ended = _waited_for(client, started.id)
             state = ended.state
             if state is not None and state.is_completed():
@@ -62,19 +69,11 @@ def hand_off(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 def _waited_for(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
     """The run once it has ended; it is cancelled if the waiting is."""
-    answered = monotonic()
     try:
         while True:
-            try:
-                run = client.read_flow_run(run_id)
-                answered = monotonic()
-                if run.state is not None and run.state.is_final():
-                    return run
-            except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                if monotonic() - answered > PATIENCE:
-                    raise HandedOffError(
-                        f"Prefect's server has not answered for {PATIENCE:.0f} s: {error}.", "Retry the run."
-                    ) from error
+            run = _patiently(lambda: client.read_flow_run(run_id))
+            if run.state is not None and run.state.is_final():
+                return run
             sleep(POLL_SECONDS)
     except HandedOffError:
         raise
@@ -84,12 +83,23 @@ def _waited_for(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
         raise
 
 
+def _patiently(asked: Callable[[], T]) -> T:
+    """Ask the server, again and again while it is away."""
+    deadline = monotonic() + PATIENCE
+    while True:
+        try:
+            return asked()
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+            if refused or monotonic() > deadline:
+                raise HandedOffError(f"Prefect's server does not answer: {error}.", "Retry the run.") from error
+            sleep(POLL_SECONDS)
+
+
 def _result(client: SyncPrefectClient, flow: str, run_id: UUID) -> dict[str, Any]:
-    found = client.read_artifacts(
-        artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), key=ArtifactFilterKey(any_=[result_key(flow)])
-        )
-    )
+    of_run, of_key = ArtifactFilterFlowRunId(any_=[run_id]), ArtifactFilterKey(any_=[result_key(flow)])
+    wanted = ArtifactFilter(flow_run_id=of_run, key=of_key)
+    found = _patiently(lambda: client.read_artifacts(artifact_filter=wanted))
     if not found:
         raise HandedOffError(f"{flow} ({run_id}) completed without a result.", "Run workers of one version only.")
     data = found[0].data
