@@ -15,6 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from cartridge_core.errors import CartridgeError
@@ -89,6 +90,10 @@ def _patiently(asked: Callable[[], T]) -> T:
     while True:
         try:
             return asked()
+        except ObjectNotFound as error:
+            raise HandedOffError(
+                f"Prefect's server does not know the deployment or run: {error}.", "Deploy with: prefect deploy --all"
+            ) from error
         except (httpx.TransportError, httpx.HTTPStatusError) as error:
             refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
             if refused or monotonic() > deadline:

@@ -74,6 +74,11 @@ def test_a_failed_step_is_not_tried_again(client: SyncPrefectClient, monkeypatch
         hand_off(STEP, {})
 
 
+def test_a_step_that_is_not_deployed_is_named(client: SyncPrefectClient) -> None:
+    with pytest.raises(HandedOffError, match="prefect deploy --all"):
+        hand_off("nobody-deployed-this", {})
+
+
 def test_who_waits_is_cancelled_and_so_is_the_step(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def cancelled() -> None:
         raise KeyboardInterrupt  # as the signal that cancels a run, it is no Exception
