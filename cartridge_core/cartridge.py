@@ -1,5 +1,6 @@
 """The Cartridge: a trained key/value cache that stands in for a corpus (arXiv 2506.06266), and its files on disk."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -233,7 +234,8 @@ class Cartridge:
             ArtifactError: Names the tensor.
         """
         for name, tensor in exact_tensors(self.keys, self.values).items():
-            if not torch.isfinite(tensor).all():
+            # One pass, several times faster than isfinite over half precision; NaN goes through both.
+            if not all(math.isfinite(bound) for bound in torch.stack(torch.aminmax(tensor)).tolist()):
                 raise ArtifactError(f"{name} of a Cartridge holds values that are not finite.", COPY_AGAIN)
 
     def save(self, folder: Path | str) -> Path:

@@ -1,9 +1,14 @@
 """RoPE re-rotation: moves stored keys from the positions they were made for to others."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cartridge_core.errors import UnsupportedModelError
+from cartridge_core.manifest import LayerSpec
 
 
 def rerotate(
@@ -42,3 +47,39 @@ def rerotate(
     first, second, rest = exact[..., :half], exact[..., half : 2 * half], exact[..., 2 * half :]
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
     return turned.to(keys.dtype)
+
+
+def inverse_frequencies(layer: LayerSpec) -> Tensor:
+    """RoPE inverse frequencies of a layer from what its manifest says, without the model (fp32, `[rotary_dim / 2]`).
+
+    Raises:
+        UnsupportedModelError: The frequencies change with the length of the text, so keys cannot be moved, or the
+            manifest does not say enough.
+    """
+    kind = layer.rope.get("rope_type", "default")
+    if kind in ("dynamic", "longrope"):
+        raise UnsupportedModelError(
+            f"{kind!r} RoPE has frequencies that change with the length of the text.",
+            "Keep the keys of such a model's Cartridges where they are.",
+        )
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    try:
+        if kind == "default":
+            dim = int(layer.head_dim * layer.rope.get("partial_rotary_factor", 1.0))
+            theta = float(layer.rope["rope_theta"])
+            return torch.reciprocal(torch.pow(theta, torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
+        # No real configuration: what a scaling takes from elsewhere (the window, say) must be missed, not made up.
+        config: Any = SimpleNamespace(
+            head_dim=layer.head_dim,
+            hidden_size=layer.head_dim,
+            num_attention_heads=1,
+            rope_parameters=dict(layer.rope),
+            standardize_rope_params=lambda: None,
+        )
+        return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]
+    except (KeyError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"A layer's RoPE, {layer.rope}, does not say its frequencies: {error} is missing.",
+            "Keep the keys of such a model's Cartridges where they are.",
+        ) from error

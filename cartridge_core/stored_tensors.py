@@ -82,7 +82,7 @@ def check_tensors(manifest: CartridgeManifest, tensors: Mapping[str, Tensor]) ->
     Raises:
         ArtifactError: Names the tensor and says what is wrong: missing, unknown, another shape or type.
     """
-    wanted = _described(manifest)
+    wanted = described(manifest)
     for name, (shape, dtype) in wanted.items():
         if name not in tensors:
             raise ArtifactError(f"{name} is missing.", COPY_AGAIN)
@@ -94,8 +94,8 @@ def check_tensors(manifest: CartridgeManifest, tensors: Mapping[str, Tensor]) ->
         raise ArtifactError(f"{TENSORS_FILE} holds tensors that its manifest does not know: {unknown}.", COPY_AGAIN)
 
 
-def _described(manifest: CartridgeManifest) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name to shape and type of each tensor."""
+def described(manifest: CartridgeManifest) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name to shape and type of each tensor that a manifest describes."""
     quantization = manifest.quantization
     exact = quantization.num_exact_tokens if quantization else 0
     rest = manifest.num_tokens - exact

@@ -13,8 +13,8 @@ CORE = ROOT / "cartridge_core"
 # fmt: off
 RANKS = (
     "errors", "digest", "atomic_file", "progress", "settings", "storage",
-    "corpus", "manifest", "prefix_kv", "quantization", "stored_tensors", "cartridge", "positions", "architectures",
-    "attention", "identity", "model_files", "models", "prompts", "chat_format",
+    "corpus", "manifest", "prefix_kv", "quantization", "stored_tensors", "tensor_stream", "cartridge", "positions",
+    "compose", "architectures", "attention", "identity", "model_files", "models", "prompts", "chat_format",
     "rendering", "exchange", "inference", "teacher", "selfstudy", "dataset", "initialization",
     "training", "benchmarks", "baselines", "evaluation", "report", "proof",
     "registry", "catalog", "publishing", "reference", "stages", "serving",

@@ -6,10 +6,17 @@ Functions take an open session (`catalog_session`) and the tenant they act for; 
 from cartridge_core.catalog.aliases import CHAMPION, AliasChange, alias_history, clear_alias, resolve, set_alias
 from cartridge_core.catalog.base_models import record_base_model
 from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, record_cartridge
+from cartridge_core.catalog.compositions import (
+    CompositionEntry,
+    composition_digest,
+    find_composition,
+    record_composition,
+)
 from cartridge_core.catalog.corpora import list_corpora, record_corpus
 from cartridge_core.catalog.datasets import record_dataset
 from cartridge_core.catalog.entry import CatalogEntry
 from cartridge_core.catalog.evaluations import record_evaluation
+from cartridge_core.catalog.pins import list_pins, record_pin
 from cartridge_core.catalog.registrations import Whereabouts, record_registration
 from cartridge_core.catalog.session import Catalog, SchemaUpgrade, catalog_session, upgrade_catalog
 from cartridge_core.catalog.statuses import Status, change_status, retire, status_of
@@ -20,6 +27,7 @@ __all__ = [
     "AliasChange",
     "Catalog",
     "CatalogEntry",
+    "CompositionEntry",
     "SchemaUpgrade",
     "Status",
     "Whereabouts",
@@ -27,14 +35,19 @@ __all__ = [
     "catalog_session",
     "change_status",
     "clear_alias",
+    "composition_digest",
     "find_cartridge",
+    "find_composition",
     "list_cartridges",
     "list_corpora",
+    "list_pins",
     "record_base_model",
     "record_cartridge",
+    "record_composition",
     "record_corpus",
     "record_dataset",
     "record_evaluation",
+    "record_pin",
     "record_registration",
     "record_tombstone",
     "resolve",

@@ -96,7 +96,7 @@ def find_cartridge(session: Session, tenant: str, corpus: str, reference: str) -
     entries = list_cartridges(session, tenant, corpus, include_deleted=True)
     if aliased is not None:
         return next(entry for entry in entries if entry.cartridge_id == aliased)
-    if reference.isdigit() and len(reference) < _SHORTEST_DIGEST:
+    if re.fullmatch(rf"[0-9]{{1,{_SHORTEST_DIGEST - 1}}}", reference):
         found = [entry for entry in entries if entry.version == int(reference)]
     elif re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_DIGEST},64}}", reference):
         found = [entry for entry in entries if entry.digest.startswith(reference)]

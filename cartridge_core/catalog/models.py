@@ -1,7 +1,8 @@
 """Tables of the catalog.
 
-Everything but `aliases` and `api_keys` is append-only. A Cartridge's row says what it is; what happens to it later
-(registrations, evaluations, status changes, erasure) are further rows beside it, so that history cannot be rewritten.
+Everything but `aliases`, `api_keys` and `pins` is append-only. A Cartridge's row says what it is; what happens to it
+later (registrations, evaluations, status changes, erasure) are further rows beside it, so that history cannot be
+rewritten.
 """
 
 from datetime import datetime
@@ -156,6 +157,35 @@ class EvaluationRow(Row, AppendOnly, Base):
     """Folder of the report in the artifact store."""
 
 
+class CompositionEvaluationRow(Row, AppendOnly, Base):
+    """One graded composition of several Cartridges and the gate's answer; the newest row counts."""
+
+    __tablename__ = "composition_evaluations"
+    __table_args__ = (*keys(), Index(None, "tenant", "composition"))
+
+    composition: Mapped[str] = mapped_column(DIGEST)
+    """Digest of the list of Cartridge digests, in order."""
+    cartridges: Mapped[list[str]] = mapped_column(JSON)
+    """Digests of the Cartridges, in order."""
+    digest: Mapped[str] = mapped_column(DIGEST)
+    """Digest of the evaluation report."""
+    num_questions: Mapped[int]
+    """Questions about all corpora."""
+    score: Mapped[float | None] = mapped_column(Double)
+    """The composition's score over all of them, 0 to 1."""
+    icl_score: Mapped[float | None] = mapped_column(Double)
+    """Score with all corpora in context; None where they do not fit."""
+    figures: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Scores of all arms, corpus by corpus."""
+    passed: Mapped[bool] = mapped_column(Boolean)
+    """Whether the gate lets it be served."""
+    gate: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """What was asked of it."""
+    reason: Mapped[str] = mapped_column(Text)
+    """What the gate found."""
+    actor: Mapped[str] = mapped_column(String(255), default="")
+
+
 class StatusChangeRow(Row, AppendOnly, Base):
     """What happened to a Cartridge; the newest row is its status."""
 
@@ -223,6 +253,17 @@ class AliasChangeRow(Row, AppendOnly, Base):
     """Where it points since; None when it was cleared."""
     reason: Mapped[str] = mapped_column(Text, default="")
     actor: Mapped[str] = mapped_column(String(255), default="")
+
+
+class PinRow(Row, Base):
+    """A Cartridge that gateways keep in memory whatever comes."""
+
+    __tablename__ = "pins"
+    __table_args__ = keys(("cartridge_id",), references=(("cartridge_id", "cartridges"),))
+
+    cartridge_id: Mapped[int]
+    actor: Mapped[str] = mapped_column(String(255), default="")
+    """Who asked for it."""
 
 
 class ApiKeyRow(Row, Base):

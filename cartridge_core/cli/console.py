@@ -1,5 +1,6 @@
 """What the command line says: results on standard output, progress and errors on standard error."""
 
+import getpass
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,3 +95,11 @@ def progress_bars() -> Iterator[Listener]:
             shown = (done, total)
 
         yield listen
+
+
+def actor() -> str:
+    """Who asks, for the record; nobody where the system knows no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cartridge_core import __version__
-from cartridge_core.cli import ask, catalog, corpus, key, making, reference, serve, shelf, shop
+from cartridge_core.cli import ask, catalog, composing, corpus, engine, key, making, reference, serve, shelf, shop
 from cartridge_core.cli.app import add_registered_commands, new_app
 
 app = new_app("Cartridge Foundry: from a folder of documents to a promoted Cartridge (a trained KV cache).")
@@ -34,6 +34,7 @@ for command in (
     making.synthesize,
     making.train,
     making.evaluate,
+    composing.compose,
     shop.register,
     shop.promote,
     shop.rollback,
@@ -46,6 +47,7 @@ app.command("list")(shelf.list_)
 app.command("show")(shelf.show_)
 app.command()(ask.ask)
 app.command()(serve.serve)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(engine.engine)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(key.app, name="key")
 app.add_typer(reference.app, name="reference")

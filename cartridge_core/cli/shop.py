@@ -1,13 +1,12 @@
 """`cartridge register`, `promote`, `rollback`, `delete`, `export`, `import`: what happens to a finished Cartridge."""
 
-import getpass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cartridge_core.catalog import CHAMPION
-from cartridge_core.cli.console import JsonOption, facts, show
+from cartridge_core.cli.console import JsonOption, actor, facts, show
 from cartridge_core.cli.options import CorpusName, Model, Reason, Reference, Version
 from cartridge_core.cli.shelf import entry_facts, entry_value
 from cartridge_core.errors import NotFoundError, PublishingError
@@ -47,7 +46,7 @@ def register(
     source = find_corpus(settings, corpus, version)
     fitted = find_cartridge(settings, source, cartridge)
     graded = _newest_report(settings, fitted)
-    entry = register_stage(settings, source, fitted, graded, restore=restore, actor=_actor())
+    entry = register_stage(settings, source, fitted, graded, restore=restore, actor=actor())
     show(entry_value(entry), as_json, facts(f"Registered {corpus}", entry_facts(entry)))
 
 
@@ -71,7 +70,7 @@ def promote(
     """
     gate = config_of(PromotionGate, min_share_of_icl=min_share_of_icl, min_questions=min_questions)
     promotion = promote_cartridge(
-        Settings(), corpus, reference, alias=alias, gate=gate, force=force, reason=reason, actor=_actor()
+        Settings(), corpus, reference, alias=alias, gate=gate, force=force, reason=reason, actor=actor()
     )
     _show_promotion(promotion, as_json)
     if promotion.refused:
@@ -88,7 +87,7 @@ def rollback(
 
     Example: `cartridge rollback handbook --reason "wrong answers about leave"`
     """
-    _show_promotion(roll_back(Settings(), corpus, alias=alias, reason=reason, actor=_actor()), as_json)
+    _show_promotion(roll_back(Settings(), corpus, alias=alias, reason=reason, actor=actor()), as_json)
 
 
 def delete(
@@ -102,7 +101,7 @@ def delete(
 
     Example: `cartridge delete handbook 2 --reason "superseded"`
     """
-    erasure = erase(Settings(), corpus, reference, force, reason, _actor())
+    erasure = erase(Settings(), corpus, reference, force, reason, actor())
     value = {
         "corpus": corpus,
         "digest": erasure.entry.digest,
@@ -160,11 +159,11 @@ def import_(
     """
     settings = Settings()
     if format != "cartridge":
-        entry = import_foreign(settings, source, corpus, format, model, version, restore, _actor())
+        entry = import_foreign(settings, source, corpus, format, model, version, restore, actor())
     elif model or version:
         raise PublishingError("An export says itself what it belongs to.", "Leave `--model` and `--version` out.")
     else:
-        entry = import_cartridge(settings, source, corpus, restore=restore, actor=_actor())
+        entry = import_cartridge(settings, source, corpus, restore=restore, actor=actor())
     show(entry_value(entry), as_json, facts(f"Imported {corpus}", entry_facts(entry)))
 
 
@@ -193,11 +192,3 @@ def _show_promotion(promotion: Promotion, as_json: bool) -> None:
         "MLflow": promotion.projection_error,
     }
     show(value, as_json, facts(f"{promotion.entry.corpus}: {promotion.alias} {state}", rows))
-
-
-def _actor() -> str:
-    """Who asks, for the record; nobody where the system knows no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""

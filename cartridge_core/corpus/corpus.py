@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,15 @@ class Corpus:
     def digest(self) -> str:
         """sha256 over the ordered document digests: the same content is the same corpus version."""
         return digest_of([document.digest for document in self.documents])
+
+    @classmethod
+    def joined(cls, corpora: Sequence["Corpus"]) -> "Corpus":
+        """Several corpora as one: their documents one behind the other, under their names with a plus between them."""
+        return cls(
+            "+".join(corpus.name for corpus in corpora),
+            tuple(document for corpus in corpora for document in corpus.documents),
+            tuple(skipped for corpus in corpora for skipped in corpus.skipped),
+        )
 
     def text(self) -> str:
         """All documents as a model sees them: what a Cartridge stands in for."""

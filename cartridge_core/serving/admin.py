@@ -11,15 +11,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from cartridge_core.catalog import CHAMPION, Catalog, CatalogEntry, find_cartridge, list_cartridges
 from cartridge_core.publishing import Promotion, promote, rollback
 from cartridge_core.serving.caller import Caller
+from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.errors import ForbiddenError, ServingError, UnknownModelError
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single, unknown_model
+from cartridge_core.serving.pins import write_pin
 from cartridge_core.serving.resolver import ResolvedCartridge, resolved_of
 from cartridge_core.settings import Settings
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+# What a database cannot keep is refused, not tried.
+Reason = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 
 
 class Named(_Body):
@@ -44,7 +50,7 @@ class Promoting(_Body):
     alias: str = CHAMPION
     force: bool = False
     """Whatever the gate says; that is written down."""
-    reason: str = ""
+    reason: Reason = ""
 
 
 class RollingBack(_Body):
@@ -52,7 +58,7 @@ class RollingBack(_Body):
 
     corpus: str
     alias: str = CHAMPION
-    reason: str = ""
+    reason: Reason = ""
 
 
 class GateRefusedError(ServingError):
@@ -111,6 +117,16 @@ class Operations:
             if caller.may_use(entry.corpus)
         ]
 
+    async def compositions(self, caller: Caller) -> list[dict[str, Any]]:
+        """Compositions of the caller's Cartridges that are in memory."""
+        held = [(one.cartridge, one) for one in await self._gateway.engine.residents()]
+        return [
+            {"model": composition.name, "num_bytes": one.num_bytes, "in_use": one.in_use}
+            for composition, one in held
+            if isinstance(composition, Composition) and composition.tenant == caller.tenant
+            if all(caller.may_use(part.corpus) for part in composition.parts)
+        ]
+
     async def load(self, caller: Caller, body: Named) -> dict[str, Any]:
         """Load a Cartridge before anybody asks for it."""
         cartridge = await self._resolved(caller, body.model)
@@ -118,15 +134,20 @@ class Operations:
         return cartridge.describe() | {"resident": True}
 
     async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
-        """Load a Cartridge and keep it, or let it go like others."""
+        """Load a Cartridge and keep it, also when the gateway starts again, or let it go like others.
+
+        Where the catalog does not take it down, it holds as long as this process, and asking again mends that.
+        """
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.pin(cartridge, body.pinned)
+        await write_pin(self._operator_settings(caller), cartridge, body.pinned, _actor(caller))
         return cartridge.describe() | {"pinned": body.pinned}
 
     async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
-        """Drop a Cartridge from memory; answers that are being written keep it."""
+        """Drop a Cartridge from memory, its pin as well; answers that are being written keep it."""
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.unload(cartridge.digest)
+        await write_pin(self._operator_settings(caller), cartridge, False, _actor(caller))
         return cartridge.describe() | {"resident": False}
 
     async def promote(self, caller: Caller, body: Promoting) -> dict[str, Any]:
@@ -175,6 +196,9 @@ class Operations:
                 "This gateway was installed without the registry, so it moves no aliases.",
                 "Use `cartridge promote`, or install the extra `registry` here.",
             )
+        return self._operator_settings(caller)
+
+    def _operator_settings(self, caller: Caller) -> Settings:
         config, settings = self._gateway.config, self._gateway.settings
         url = config.operator_catalog_url or settings.catalog_url
         return settings.model_copy(update={"tenant": caller.tenant, "catalog_url": url})
@@ -219,7 +243,11 @@ def operator_routes(gateway: Gateway) -> APIRouter:
     async def cartridges(caller: Operator) -> dict[str, Any]:
         """List registered Cartridges, and what the cache did."""
         counts = asdict(gateway.engine.cache_counts())
-        return {"cartridges": await operations.cartridges(caller), "cache": counts}
+        return {
+            "cartridges": await operations.cartridges(caller),
+            "compositions": await operations.compositions(caller),
+            "cache": counts,
+        }
 
     @router.post("/cartridges/load")
     async def load(body: Named, caller: Operator) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from cartridge_core.catalog import CompositionEntry
 from cartridge_core.serving.caller import Caller
+from cartridge_core.serving.composition import MOST_PARTS, Composition
 from cartridge_core.serving.config import Fallback
 from cartridge_core.serving.engine import Engine, GenerationRequest, Piece
-from cartridge_core.serving.errors import BadRequestError, ContextLengthError, ServingError
-from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single
+from cartridge_core.serving.errors import BadRequestError, CompositionError, ContextLengthError, ServingError
+from cartridge_core.serving.model_name import CorpusReference, parse_model_name
 from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
 from cartridge_core.serving.sampling import SamplingParams
+from cartridge_core.serving.tracing import begin, span
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,12 @@ class Front:
 
     served: Literal["cartridge", "icl", "none", "base"]
     """A Cartridge; the corpus itself or nothing in its place; the base model as it was asked for."""
-    reference: CorpusReference | None = None
-    """What the caller named; None for the base model."""
-    cartridge: ResolvedCartridge | None = None
+    references: tuple[CorpusReference, ...] = ()
+    """What the caller named, in order; nothing for the base model."""
+    cartridges: tuple[ResolvedCartridge, ...] = ()
+    """What that is, in the same order; nothing where it could not be found."""
+    evaluation: CompositionEntry | None = None
+    """Of several Cartridges together."""
     token_ids: tuple[int, ...] = ()
     """Tokens in front of the user's own."""
     reason: ServingError | None = None
@@ -31,18 +37,33 @@ class Front:
 
     def describe(self) -> dict[str, Any] | None:
         """What the reply says about it; None for the base model."""
-        if self.reference is None:
+        if not self.references:
             return None
-        said = self.cartridge.describe() if self.cartridge else {"corpus": self.reference.corpus}
+        if not self.cartridges:
+            said: dict[str, Any] = {"corpus": self.corpus}
+        elif len(self.cartridges) == 1:
+            said = self.cartridges[0].describe()
+        else:
+            said = Composition(self.cartridges).describe(self.evaluation)
         said["served"] = self.served
         if self.reason is not None:
             said["fallback_reason"] = self.reason.code
         return said
 
     @property
+    def corpus(self) -> str:
+        """Names of the corpora, a plus between them; empty for the base model."""
+        return "+".join(reference.corpus for reference in self.references)
+
+    @property
+    def standing(self) -> tuple[ResolvedCartridge, ...]:
+        """Cartridges that stand in front of the prompt."""
+        return self.cartridges if self.served == "cartridge" else ()
+
+    @property
     def cartridge_tokens(self) -> int:
         """Virtual tokens in front of the prompt."""
-        return self.cartridge.num_tokens if self.cartridge and self.served == "cartridge" else 0
+        return sum(cartridge.num_tokens for cartridge in self.standing)
 
 
 @dataclass(frozen=True)
@@ -80,13 +101,20 @@ class Answerer:
         renderer: Makes tokens.
         engine: Computes.
         fallback: What is answered where a Cartridge cannot be served and the caller does not say.
+        composition: Whether several Cartridges may be named.
     """
 
     def __init__(
-        self, model: ServedModel, resolver: Resolver, renderer: PromptRenderer, engine: Engine, fallback: Fallback
+        self,
+        model: ServedModel,
+        resolver: Resolver,
+        renderer: PromptRenderer,
+        engine: Engine,
+        fallback: Fallback,
+        composition: bool = False,
     ) -> None:
         self._model, self._resolver, self.renderer = model, resolver, renderer
-        self._engine, self._fallback = engine, fallback
+        self._engine, self._fallback, self._composition = engine, fallback, composition
 
     async def front(self, caller: Caller, body: GenerationFields, kind: PromptKind) -> Front:
         """What the request wants in front of its prompts.
@@ -99,14 +127,20 @@ class Answerer:
         Raises:
             ServingError: It cannot have that.
         """
-        reference = self._reference(body)
-        if reference is None:
+        references = self._references(body)
+        if not references:
             return Front("base", token_ids=tuple(await self.renderer.nothing(kind)))
-        caller.check(reference)
+        for reference in references:
+            caller.check(reference)
+        if len(references) > 1:
+            # Nothing stands in for a composition that is not known to work: metrics name only those that are.
+            return await self._composed(caller, references)
         try:
-            return Front("cartridge", reference, await self._resolver.resolve(caller.tenant, reference))
+            with span("resolve", {"cartridge.corpus": references[0].corpus}):
+                found = await self._resolver.resolve(caller.tenant, references[0])
+            return Front("cartridge", references, (found,))
         except ServingError as refusal:
-            return await self._instead(caller, body, Front("cartridge", reference), refusal, kind)
+            return await self._instead(caller, body, Front("cartridge", references), refusal, kind)
 
     async def begin(
         self, caller: Caller, body: GenerationFields, front: Front, prompt: Prompt, request_id: str
@@ -126,23 +160,43 @@ class Answerer:
             return await self._begin(caller, front, prompt, request_id)
 
     async def _begin(self, caller: Caller, front: Front, prompt: Prompt, request_id: str) -> Answering:
+        work = begin("engine", {"cartridge.tenant": caller.tenant, "cartridge.tokens": front.cartridge_tokens})
         request = GenerationRequest(
             request_id=request_id,
             tenant=caller.tenant,
             prompt_token_ids=front.token_ids + prompt.token_ids,
             sampling=self._fitting(front, prompt),
-            cartridge=front.cartridge if front.served == "cartridge" else None,
+            cartridges=front.standing,
             n=prompt.n,
             extra=prompt.extra,
+            trace_headers={} if work is None else work.headers(),
         )
         pieces = self._engine.generate(request)
+        if work is not None:
+            work.tell({"gen_ai.usage.input_tokens": len(request.prompt_token_ids)})
+            pieces = work.over(pieces)
         return Answering(front, pieces, await anext(pieces))
 
-    def _reference(self, body: GenerationFields) -> CorpusReference | None:
+    async def _composed(self, caller: Caller, references: tuple[CorpusReference, ...]) -> Front:
+        if not self._composition:
+            raise CompositionError(
+                f"{'+'.join(map(str, references))!r} composes {len(references)} Cartridges, which this gateway does "
+                "not do.",
+                "Name one corpus.",
+                param="model",
+            )
+        if len(references) > MOST_PARTS:
+            raise BadRequestError(f"More than {MOST_PARTS} Cartridges are named.", "Name fewer.", param="model")
+        parts = tuple([await self._resolver.resolve(caller.tenant, reference) for reference in references])
+        evaluation = await self._resolver.composition(caller.tenant, tuple(part.digest for part in parts))
+        Composition(parts).check(evaluation)
+        return Front("cartridge", references, parts, evaluation)
+
+    def _references(self, body: GenerationFields) -> tuple[CorpusReference, ...]:
         base = self._model.identity.id
         named = parse_model_name(body.model, base)
         if body.cartridges is None:
-            return single(named)
+            return named
         if named:
             raise BadRequestError(
                 f"The model {body.model!r} and the field `cartridges` both name a Cartridge.",
@@ -150,20 +204,21 @@ class Answerer:
                 param="cartridges",
             )
         parts = [parse_model_name(choice.id, "") for choice in body.cartridges]
-        return single(tuple(reference for part in parts for reference in part))
+        return tuple(reference for part in parts for reference in part)
 
     async def _instead(
         self, caller: Caller, body: GenerationFields, front: Front, refusal: ServingError, kind: PromptKind
     ) -> Front:
         """What stands in the Cartridge's place, if that is allowed; else the refusal is raised."""
         fallback = body.cartridge_fallback or self._fallback
-        if not refusal.may_fall_back or fallback == "refuse" or front.reference is None:
+        if not refusal.may_fall_back or fallback == "refuse" or not front.references:
             raise refusal
         if fallback == "none":
             token_ids = await self.renderer.nothing(kind)
         else:
-            digest = front.cartridge.corpus_digest if front.cartridge else ""
-            token_ids = await self.renderer.corpus(caller.tenant, front.reference.corpus, digest)
+            digests = [cartridge.corpus_digest for cartridge in front.cartridges] or [""] * len(front.references)
+            names = [reference.corpus for reference in front.references]
+            token_ids = await self.renderer.corpora(caller.tenant, list(zip(names, digests, strict=True)))
         return replace(front, served=fallback, token_ids=tuple(token_ids), reason=refusal)
 
     def _check_fields(self, prompt: Prompt) -> None:

@@ -1,5 +1,6 @@
 """The gateway as one ASGI application: OpenAI's endpoints, models, health, metrics, operators, the page."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from cartridge_core.serving.caller import Caller
 from cartridge_core.serving.error_replies import add_error_handlers
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.openai_types import ChatRequest, CompletionRequest
+from cartridge_core.serving.pins import restore_pins
 from cartridge_core.serving.request_log import RequestLog
 
 
@@ -27,9 +29,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.engine.start()
+        # Beside the first requests: neither a database that is down nor a long load keeps them waiting.
+        pinning = asyncio.create_task(restore_pins(gateway.catalogue, gateway.model.identity, gateway.engine))
         try:
             yield
         finally:
+            pinning.cancel()
+            await asyncio.gather(pinning, return_exceptions=True)
             await gateway.close()
 
     app = FastAPI(

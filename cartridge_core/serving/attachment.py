@@ -11,12 +11,13 @@ import hashlib
 import hmac
 import json
 import time
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cartridge_core.digest import canonical_json
-from cartridge_core.errors import CartridgeError
+from cartridge_core.errors import CartridgeError, SettingsError
+from cartridge_core.settings import Settings
 
 PARAMETER = "cartridge_attachment"
 """Key of the signed text in a request's `kv_transfer_params`."""
@@ -24,8 +25,19 @@ PARAMETER = "cartridge_attachment"
 LIFETIME_S = 300.0
 """Seconds that a signature holds: longer than a request waits in vLLM's queue before the connector sees it."""
 
-MIN_KEY_BYTES = 32
-"""Shortest key: the length of the hash."""
+
+def attachment_key(settings: Settings) -> bytes:
+    """What gateway and engine share.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    if settings.attachment_key is None:
+        raise SettingsError(
+            "There is no key to sign and verify attachments with.",
+            "Set CARTRIDGE_ATTACHMENT_KEY, the same for gateway and engine: `openssl rand -hex 32` makes one.",
+        )
+    return settings.attachment_key.get_secret_value().encode()
 
 
 class AttachmentError(CartridgeError):
@@ -54,6 +66,9 @@ class Attachment(BaseModel):
     """What stands in front; several are composed in this order."""
     expires: float = Field(allow_inf_nan=False)
     """Unix time in seconds after which it is refused."""
+    residency: Literal["cached", "pin", "unpin", "drop"] = "cached"
+    """What becomes of them in the engine's memory: kept as others are, kept whatever comes, no longer so, let go
+    when the request has ended."""
 
     @property
     def num_tokens(self) -> int:

@@ -1,5 +1,5 @@
-"""Loaded Cartridges, kept as long as there is room: least recently used ones go first, pinned ones and those in use
-never."""
+"""Loaded Cartridges and compositions, kept as long as there is room: least recently used ones go first, pinned ones
+and those in use never."""
 
 import asyncio
 import time
@@ -10,19 +10,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.errors import NotLoadedError, UnknownModelError
 from cartridge_core.serving.resolver import ResolvedCartridge
+from cartridge_core.serving.tracing import span
 
 T = TypeVar("T")
+
+Wanted = ResolvedCartridge | Composition
+"""What is loaded as one: a Cartridge, or several that were composed."""
 
 _LOADS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class Resident:
-    """A Cartridge in memory."""
+    """A Cartridge or a composition in memory."""
 
-    cartridge: ResolvedCartridge
+    cartridge: Wanted
     num_bytes: int
     pinned: bool
     in_use: int
@@ -31,7 +36,7 @@ class Resident:
 
 @dataclass
 class _Entry(Generic[T]):
-    cartridge: ResolvedCartridge
+    cartridge: Wanted
     value: T
     num_bytes: int
     in_use: int = 0
@@ -64,8 +69,8 @@ class CartridgeCache(Generic[T]):
 
     def __init__(
         self,
-        load: Callable[[ResolvedCartridge], T],
-        size: Callable[[ResolvedCartridge], int],
+        load: Callable[[Wanted], T],
+        size: Callable[[Wanted], int],
         max_bytes: int,
         wait_s: float = 10.0,
     ) -> None:
@@ -100,7 +105,7 @@ class CartridgeCache(Generic[T]):
         ]
 
     @asynccontextmanager
-    async def lease(self, cartridge: ResolvedCartridge) -> AsyncIterator[T]:
+    async def lease(self, cartridge: Wanted) -> AsyncIterator[T]:
         """The loaded Cartridge, which stays in memory until the block ends.
 
         Raises:
@@ -114,7 +119,7 @@ class CartridgeCache(Generic[T]):
         finally:
             entry.in_use -= 1
 
-    async def load(self, cartridge: ResolvedCartridge) -> None:
+    async def load(self, cartridge: Wanted) -> None:
         """Load a Cartridge before anybody asks for it.
 
         Raises:
@@ -131,22 +136,24 @@ class CartridgeCache(Generic[T]):
         self._pins.add(cartridge.digest)
 
     def unload(self, digest: str) -> None:
-        """Drop a Cartridge; requests that it answers keep it until they end.
+        """Drop a Cartridge and every composition with it; requests that they answer keep them until they end.
 
         Raises:
             UnknownModelError: It is not in memory.
         """
-        if digest not in self._entries:
+        holding = [key for key, entry in self._entries.items() if digest in _digests(entry.cartridge)]
+        if not holding:
             raise UnknownModelError(f"Cartridge {digest[:12]} is not in memory.", "List those that are.")
         self._pins.discard(digest)
-        del self._entries[digest]
+        for key in holding:
+            del self._entries[key]
 
     def close(self) -> None:
         """Drop everything."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._entries.clear()
 
-    async def _entry(self, cartridge: ResolvedCartridge) -> _Entry[T]:
+    async def _entry(self, cartridge: Wanted) -> _Entry[T]:
         entry = self._entries.get(cartridge.digest)
         if entry is not None:
             self._counts.hits += 1
@@ -168,7 +175,7 @@ class CartridgeCache(Generic[T]):
                 retry_after=self._wait_s,
             ) from None
 
-    def _make_room(self, cartridge: ResolvedCartridge) -> None:
+    def _make_room(self, cartridge: Wanted) -> None:
         needed = self._size(cartridge)
         if needed > self.max_bytes:
             raise NotLoadedError(
@@ -190,17 +197,22 @@ class CartridgeCache(Generic[T]):
             self._counts.evictions += 1
         self._reserved[cartridge.digest] = needed
 
-    async def _loaded(self, cartridge: ResolvedCartridge) -> _Entry[T]:
+    async def _loaded(self, cartridge: Wanted) -> _Entry[T]:
         started = time.perf_counter()
-        value = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, cartridge)
+        with span("load", {"cartridge.corpus": cartridge.corpus, "cartridge.digest": cartridge.digest}):
+            value = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, cartridge)
         self._counts.load_seconds += time.perf_counter() - started
         entry = _Entry(cartridge, value, self._size(cartridge))
         # Here and not in the callback: a waiter may run first, and a second load must not begin meanwhile.
         self._entries[cartridge.digest] = entry
         return entry
 
-    def _settle(self, cartridge: ResolvedCartridge, done: "asyncio.Task[_Entry[T]]") -> None:
+    def _settle(self, cartridge: Wanted, done: "asyncio.Task[_Entry[T]]") -> None:
         del self._loading[cartridge.digest], self._reserved[cartridge.digest]
         failed = done.cancelled() or done.exception() is not None
         self._counts.failed_loads += failed
         self._counts.loads += not failed
+
+
+def _digests(wanted: Wanted) -> tuple[str, ...]:
+    return tuple(part.digest for part in wanted.parts) if isinstance(wanted, Composition) else (wanted.digest,)

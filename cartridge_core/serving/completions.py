@@ -86,7 +86,7 @@ class Completions:
         record: RequestRecord = request.state.record
         record.fields["model"] = body.model
         front = await self._answerer.front(caller, body, kind)
-        record.corpus = front.reference.corpus if front.reference else ""
+        record.corpus = front.corpus
         return front
 
     async def _answer(
@@ -184,10 +184,14 @@ class Completions:
         seconds = time.perf_counter() - record.started
         self._metrics.first_token.labels(record.tenant, record.corpus).observe(seconds)
         record.fields |= {"ttft": round(seconds, 4), "served": front.served}
-        if front.cartridge is not None:
-            record.fields |= {"version": front.cartridge.version, "digest": front.cartridge.digest[:12]}
-        if front.served == "cartridge" and front.cartridge is not None:
-            self._metrics.saved.labels(record.tenant, record.corpus).inc(front.cartridge.icl_tokens or 0)
+        if front.cartridges:
+            record.fields |= {
+                "version": "+".join(str(cartridge.version) for cartridge in front.cartridges),
+                "digest": "+".join(cartridge.digest[:12] for cartridge in front.cartridges),
+            }
+        if front.served == "cartridge":
+            saved = sum(cartridge.icl_tokens or 0 for cartridge in front.cartridges)
+            self._metrics.saved.labels(record.tenant, record.corpus).inc(saved)
         elif front.reason is not None:
             record.fields["fallback_reason"] = front.reason.code
             self._metrics.fallbacks.labels(front.served, record.tenant, record.corpus).inc()
@@ -278,9 +282,9 @@ def _event(value: dict[str, Any]) -> str:
 
 def _headers(front: Front) -> dict[str, str]:
     headers: dict[str, str] = {"x-cartridge-served": front.served}
-    if front.cartridge is not None:
+    if front.cartridges:
         headers |= {
-            "x-cartridge-digest": front.cartridge.digest,
-            "x-cartridge-version": str(front.cartridge.version),
+            "x-cartridge-digest": "+".join(cartridge.digest for cartridge in front.cartridges),
+            "x-cartridge-version": "+".join(str(cartridge.version) for cartridge in front.cartridges),
         }
     return headers

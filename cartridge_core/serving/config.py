@@ -19,6 +19,8 @@ class GatewayConfig(BaseModel):
     """Port to listen on; 0 takes a free one."""
     fallback: Fallback = "refuse"
     """What is answered where a Cartridge cannot be served, if the caller does not say."""
+    composition: bool = False
+    """Whether requests may name several Cartridges, `a+b`; answered where an evaluation of them passed the gate."""
     cache_bytes: int = Field(default=1 << 30, gt=0)
     """Most bytes of loaded Cartridges."""
     max_running: int = Field(default=32, gt=0)

@@ -16,14 +16,21 @@ class GenerationRequest:
     request_id: str
     tenant: str
     prompt_token_ids: tuple[int, ...]
-    """What follows the Cartridge; everything, BOS included, where there is none."""
+    """What follows the Cartridges; everything, BOS included, where there is none."""
     sampling: SamplingParams
-    cartridge: ResolvedCartridge | None = None
-    """What stands in front; None for nothing."""
+    cartridges: tuple[ResolvedCartridge, ...] = ()
+    """What stands in front, in order: nothing, one Cartridge, or several that are composed."""
     n: int = 1
     """Answers to write."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the request as the client sent them; only names that the engine's `features` hold."""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers (`traceparent`) for a server behind HTTP, so that its spans join the request's trace."""
+
+    @property
+    def cartridge_tokens(self) -> int:
+        """Virtual tokens in front of the prompt, which is also the position of the prompt's first token."""
+        return sum(cartridge.num_tokens for cartridge in self.cartridges)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,12 @@ class CompositionError(BadRequestError):
     code = "composition_disabled"
 
 
+class CompositionNotEvaluatedError(BadRequestError):
+    """Several Cartridges were named that are not known to work together: no evaluation of them passed its gate."""
+
+    code = "composition_not_evaluated"
+
+
 class UnauthorizedError(ServingError):
     """No key, or one that is not valid."""
 

@@ -37,7 +37,7 @@ class Gateway:
         self.renderer = PromptRenderer(model, settings)
         self.metrics = Metrics(engine)
         self.in_flight = InFlight()
-        answerer = Answerer(model, self.resolver, self.renderer, engine, config.fallback)
+        answerer = Answerer(model, self.resolver, self.renderer, engine, config.fallback, config.composition)
         self.completions = Completions(answerer, self.metrics)
         self.models = ModelList(model, self.resolver)
 

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
+from cartridge_core.compose import compose
 from cartridge_core.inference.prefix import empty_prefix
 from cartridge_core.models import BaseModel
 from cartridge_core.prefix_kv import PrefixKV
-from cartridge_core.serving.cache import CacheCounts, CartridgeCache, Resident
+from cartridge_core.serving.cache import CacheCounts, CartridgeCache, Resident, Wanted
+from cartridge_core.serving.composition import Composition
 from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
 from cartridge_core.serving.errors import ContextLengthError, EngineError, OverloadedError
 from cartridge_core.serving.fetching import fetch_cartridge
@@ -70,9 +72,10 @@ class LocalEngine:
         self._check(request)
         async with AsyncExitStack() as stack:
             prefix, group = self._empty, ""
-            if request.cartridge is not None:
-                prefix = await stack.enter_async_context(self.cache.lease(request.cartridge))
-                group = request.cartridge.digest
+            if request.cartridges:
+                parts = request.cartridges
+                wanted = parts[0] if len(parts) == 1 else Composition(parts)
+                prefix, group = await stack.enter_async_context(self.cache.lease(wanted)), wanted.digest
             pieces = await stack.enter_async_context(aclosing(self._pieces(request, prefix, group)))
             async for piece in pieces:
                 yield piece
@@ -138,18 +141,19 @@ class LocalEngine:
     def _check(self, request: GenerationRequest) -> None:
         if not self._scheduler.is_alive():
             raise EngineError("The engine has stopped.", self._scheduler.failure or "", retry_after=1.0)
-        taken = 0 if request.cartridge is None else request.cartridge.num_tokens
-        needed = taken + len(request.prompt_token_ids) + request.sampling.max_tokens
+        needed = request.cartridge_tokens + len(request.prompt_token_ids) + request.sampling.max_tokens
         if needed > self._base.max_positions or not request.prompt_token_ids:
             raise ContextLengthError(
                 f"{needed} tokens with Cartridge, prompt and answer; {self._base.identity.id} takes "
                 f"{self._base.max_positions} in all, of which the prompt is at least one."
             )
 
-    def _load(self, cartridge: ResolvedCartridge) -> PrefixKV:
-        loaded = fetch_cartridge(self._settings, cartridge)
-        loaded.check_base_model(self._base.identity)
-        return loaded.prefix().to(self._base.device, self._base.dtype)
+    def _load(self, wanted: Wanted) -> PrefixKV:
+        parts = wanted.parts if isinstance(wanted, Composition) else (wanted,)
+        loaded = [fetch_cartridge(self._settings, part) for part in parts]
+        for cartridge in loaded:
+            cartridge.check_base_model(self._base.identity)
+        return compose(loaded).to(self._base.device, self._base.dtype)
 
-    def _size(self, cartridge: ResolvedCartridge) -> int:
-        return self._per_token * cartridge.num_tokens
+    def _size(self, wanted: Wanted) -> int:
+        return self._per_token * wanted.num_tokens

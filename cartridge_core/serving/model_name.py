@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from cartridge_core.catalog import CHAMPION
 from cartridge_core.errors import SettingsError
-from cartridge_core.serving.errors import CompositionError, UnknownModelError
+from cartridge_core.serving.errors import BadRequestError, UnknownModelError
 from cartridge_core.settings import valid_name
 
-_PART = re.compile(r"(?P<corpus>[^@:]+)(?:@(?P<alias>.+)|:(?P<version>[1-9]\d{0,8}))?")
+_PART = re.compile(r"(?P<corpus>[^@:]+)(?:@(?P<alias>.+)|:(?P<version>[1-9][0-9]{0,8}))?")
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def single(references: tuple[CorpusReference, ...]) -> CorpusReference | None:
     """The one Cartridge asked for; None for the plain base model.
 
     Raises:
-        CompositionError: There are several, and composition is switched off.
+        BadRequestError: There are several.
     """
     if len(references) > 1:
-        raise CompositionError(
-            f"{'+'.join(map(str, references))!r} composes {len(references)} Cartridges, which this gateway does not.",
+        raise BadRequestError(
+            f"{'+'.join(map(str, references))!r} names {len(references)} Cartridges where one is asked for.",
             "Name one corpus.",
             param="model",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cartridge_core.chat_format import encode
+from cartridge_core.corpus import Corpus
 from cartridge_core.errors import CartridgeError, RenderingError
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.rendering import bare_prefix_token_ids, prefix_token_ids, render_turns
@@ -63,7 +64,7 @@ class PromptRenderer:
         self._model, self._settings = model, settings
         # One thread: a tokenizer is no good in two, and long prompts must not hold up the event loop.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
-        self._corpora: OrderedDict[tuple[str, str, str], list[int]] = OrderedDict()
+        self._corpora: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = OrderedDict()
 
     async def chat(self, messages: Sequence[Message]) -> list[int]:
         """The turns of a conversation.
@@ -102,18 +103,17 @@ class PromptRenderer:
             return await self._threaded(lambda: bare_prefix_token_ids(tokenizer))
         return [] if kind == "tokens" or tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
-    async def corpus(self, tenant: str, name: str, digest: str = "") -> list[int]:
-        """The system message that wraps a whole corpus.
+    async def corpora(self, tenant: str, named: Sequence[tuple[str, str]]) -> list[int]:
+        """The system message that wraps whole corpora, one behind the other.
 
         Args:
-            tenant: Whose corpus.
-            name: Its name.
-            digest: Its version; the newest where nobody says.
+            tenant: Whose corpora.
+            named: Name and version of each; the newest version where it is empty.
 
         Raises:
-            NotLoadedError: Its documents are not on this machine.
+            NotLoadedError: Documents are not on this machine.
         """
-        return await self._threaded(lambda: self._corpus(tenant, name, digest))
+        return await self._threaded(lambda: self._wrapped(tenant, tuple(named)))
 
     def close(self) -> None:
         """Stop rendering."""
@@ -128,18 +128,20 @@ class PromptRenderer:
         except RenderingError as error:
             raise BadRequestError(error.problem, error.remedy, param="messages") from error
 
-    def _corpus(self, tenant: str, name: str, digest: str) -> list[int]:
-        key = (tenant, name, digest)
-        if not digest or key not in self._corpora:
+    def _wrapped(self, tenant: str, named: tuple[tuple[str, str], ...]) -> list[int]:
+        key = (tenant, named)
+        if not all(digest for _, digest in named) or key not in self._corpora:
             settings = self._settings.model_copy(update={"tenant": tenant})
             try:
-                found = find_corpus(settings, name, digest)
-                key = (tenant, name, found.digest)
+                found = [find_corpus(settings, *corpus) for corpus in named]
+                key = (tenant, tuple((corpus.name, corpus.digest) for corpus in found))
                 if key not in self._corpora:
-                    self._corpora[key] = prefix_token_ids(self._model.tokenizer, found.load().text())
+                    text = Corpus.joined([corpus.load() for corpus in found]).text()
+                    self._corpora[key] = prefix_token_ids(self._model.tokenizer, text)
             except CartridgeError as error:
+                names = "+".join(name for name, _ in named)
                 raise NotLoadedError(
-                    f"The documents of corpus {name!r} are not on this machine, so they cannot stand in the prompt.",
+                    f"The documents of corpus {names!r} are not on this machine, so they cannot stand in the prompt.",
                     "Leave cartridge_fallback out, or add the corpus here.",
                 ) from error
         self._corpora.move_to_end(key)

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cartridge_core.serving.errors import BadRequestError, DrainingError, ServingError
 from cartridge_core.serving.metrics import Metrics
 from cartridge_core.serving.replies import error_reply
+from cartridge_core.serving.tracing import request_span
 
 log = logging.getLogger("cartridge.gateway")
 
@@ -86,7 +87,28 @@ class RequestLog:
         request_id = wanted if _ID.fullmatch(wanted) else uuid.uuid4().hex
         record = RequestRecord(request_id, _route(scope["path"]), self._clock())
         scope.setdefault("state", {})["record"] = record
-        status = NOT_ANSWERED
+        if not _working(record):
+            await self._served(scope, receive, send, record)
+            return
+        known = {"http.request.method": scope["method"], "http.route": record.route, "cartridge.request": request_id}
+        with request_span(f"{scope['method']} {record.route}", headers, known) as span:
+            record.fields["trace_id"] = span.trace_id
+            status = await self._served(scope, receive, send, record)
+            problem = record.fields.get("error")
+            span.tell(
+                {
+                    "http.response.status_code": status,
+                    "cartridge.tenant": record.tenant or None,
+                    "cartridge.corpus": record.corpus or None,
+                    "cartridge.version": record.fields.get("version"),
+                    "cartridge.served": record.fields.get("served"),
+                }
+            )
+            if status >= 500 or problem:
+                span.fail(str(problem or status))
+
+    async def _served(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> int:
+        headers, request_id, status = Headers(scope=scope), record.request_id, NOT_ANSWERED
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -95,13 +117,13 @@ class RequestLog:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        working = record.route.startswith(("/v1", "/admin"))
+        working = _working(record)
         self._in_flight.count += working
         try:
             refusal = self._refusal(headers, working)
             if refusal is not None:
                 await refuse(refusal)(scope, receive, sending)
-                return
+                return status
             await self._app(scope, self._bounded(receive), sending)
         except Exception:  # the process's boundary: whatever it is, the caller gets an answer and others go on
             log.exception("a request failed", extra={"fields": {"request_id": request_id}})
@@ -112,12 +134,13 @@ class RequestLog:
         finally:
             self._in_flight.count -= working
             self._tell(scope, record, status)
+        return status
 
     def _refusal(self, headers: Headers, working: bool) -> ServingError | None:
         if working and self._in_flight.draining:
             return DrainingError("This gateway is about to stop.", "Ask again: another one answers.", retry_after=1.0)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
+        if length.isdecimal() and int(length) > self._max_body_bytes:
             return self._too_long()
         return None
 
@@ -177,6 +200,11 @@ def refuse(error: ServingError) -> JSONResponse:
     """The refusal as a response."""
     headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
     return JSONResponse(error_reply(error), error.status, headers)
+
+
+def _working(record: RequestRecord) -> bool:
+    """Whether it is a request that a stopping gateway ends first, and that is traced: no page, no probe."""
+    return record.route.startswith(("/v1", "/admin"))
 
 
 def _route(path: str) -> str:

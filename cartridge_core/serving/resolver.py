@@ -4,7 +4,17 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from cartridge_core.catalog import CHAMPION, Catalog, CatalogEntry, Status, list_cartridges, list_corpora, resolve
+from cartridge_core.catalog import (
+    CHAMPION,
+    Catalog,
+    CatalogEntry,
+    CompositionEntry,
+    Status,
+    find_composition,
+    list_cartridges,
+    list_corpora,
+    resolve,
+)
 from cartridge_core.errors import NotFoundError
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.registry import model_name
@@ -134,6 +144,9 @@ class Resolver:
         self._catalogue, self._base_model = catalogue, base_model
         freshness = freshness or Freshness()
         self._found: Remembered[tuple[str, CorpusReference], ResolvedCartridge] = Remembered(self._find, freshness)
+        self._composed: Remembered[tuple[str, tuple[str, ...]], CompositionEntry | None] = Remembered(
+            self._find_composition, freshness
+        )
         self._listed: Remembered[str, tuple[ServedCorpus, ...]] = Remembered(self._list, freshness)
 
     async def resolve(self, tenant: str, reference: CorpusReference) -> ResolvedCartridge:
@@ -148,6 +161,14 @@ class Resolver:
         """
         return await self._found.get((tenant, reference))
 
+    async def composition(self, tenant: str, digests: tuple[str, ...]) -> CompositionEntry | None:
+        """The newest evaluation of Cartridges of a tenant in this order; None where there is none.
+
+        Raises:
+            CatalogDownError: As `resolve`.
+        """
+        return await self._composed.get((tenant, digests))
+
     async def corpora(self, tenant: str) -> tuple[ServedCorpus, ...]:
         """All corpora of a tenant, by name.
 
@@ -159,11 +180,13 @@ class Resolver:
     def forget(self) -> None:
         """Ask anew next time."""
         self._found.forget()
+        self._composed.forget()
         self._listed.forget()
 
     def close(self) -> None:
         """Stop asking."""
         self._found.close()
+        self._composed.close()
         self._listed.close()
 
     def _find(self, key: tuple[str, CorpusReference]) -> ResolvedCartridge:
@@ -186,6 +209,10 @@ class Resolver:
                     ) from None
                 raise unknown_model(str(reference)) from None
         return self._checked(entry, reference)
+
+    def _find_composition(self, key: tuple[str, tuple[str, ...]]) -> CompositionEntry | None:
+        with self._catalogue.open().session(read_only=True) as session:
+            return find_composition(session, *key)
 
     def _of_version(self, entries: list[CatalogEntry], tenant: str, reference: CorpusReference) -> CatalogEntry:
         numbered = [entry for entry in entries if entry.version == reference.version]

@@ -18,6 +18,7 @@ from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
 from cartridge_core.serving.prompt import read_served_model
 from cartridge_core.serving.request_log import JsonLines
+from cartridge_core.serving.tracing import tracing
 from cartridge_core.settings import Settings
 from cartridge_core.stages.model import borrowed_model, model_name
 
@@ -102,7 +103,7 @@ def serve(settings: Settings, config: GatewayConfig, model: str | None, listenin
     """
     check_may_listen(settings, config.host)
     listener = _bound(config)
-    with listener, borrowed_model(settings, model) as base:
+    with tracing(), listener, borrowed_model(settings, model) as base:
         log_to_stderr()
         local = LocalEngineConfig(config.cache_bytes, config.max_running, config.max_waiting, config.load_wait_s)
         gateway = Gateway(

@@ -28,5 +28,8 @@ def erase(
         for product in store.finished(stage):
             if product.facts[fact] == digest:
                 store.forget(product)
+    for product in store.finished("composition"):
+        if digest in product.facts["cartridges"]:
+            store.forget(product)
     shutil.rmtree(cache_folder(settings, digest), ignore_errors=True)
     return erasure

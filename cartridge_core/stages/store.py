@@ -23,7 +23,16 @@ from cartridge_core.errors import ArtifactError
 
 MARKER = "stage.json"
 
-RECIPES: dict[str, int] = {"ingest": 1, "study": 1, "fit": 1, "adapter": 1, "quiz": 1, "arm": 1, "grade": 1}
+RECIPES: dict[str, int] = {
+    "ingest": 1,
+    "study": 1,
+    "fit": 1,
+    "adapter": 1,
+    "quiz": 1,
+    "arm": 1,
+    "grade": 1,
+    "composition": 1,
+}
 """Version of each stage's algorithm. Raise one when the same inputs should give another product."""
 
 Facts = dict[str, Any]

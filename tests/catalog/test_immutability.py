@@ -10,6 +10,7 @@ from cartridge_core.catalog import (
     catalog_session,
     change_status,
     models,
+    record_composition,
     record_evaluation,
     record_registration,
     record_tombstone,
@@ -46,6 +47,19 @@ def filled(settings: Settings) -> Settings:
         change_status(session, row, Status.REGISTERED)
         set_alias(session, "default", "clinic", "champion", row.id)
         record_tombstone(session, row, ["somewhere"])
+        record_composition(
+            session,
+            "default",
+            ["a" * 64, "b" * 64],
+            digest="e" * 64,
+            num_questions=9,
+            score=0.9,
+            icl_score=None,
+            figures={},
+            passed=True,
+            gate={},
+            reason="",
+        )
     return settings
 
 

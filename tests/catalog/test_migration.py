@@ -167,7 +167,7 @@ def test_migrations_are_found_in_a_checkout_and_in_a_wheel(monkeypatch: pytest.M
         migrations_folder()
     shutil.copytree(ROOT / "migrations", package / "migrations")
     assert migrations_folder() == package / "migrations"
-    assert head_revision() == "0002"
+    assert head_revision() == "0004"
     engine = open_engine(f"sqlite:///{tmp_path}/catalog.db")
     upgrade(engine)
     assert tables(engine) == set(Base.metadata.tables)

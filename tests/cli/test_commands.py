@@ -21,6 +21,7 @@ COMMANDS = [
     "synthesize",
     "train",
     "evaluate",
+    "compose",
     "register",
     "promote",
     "rollback",

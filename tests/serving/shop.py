@@ -1,6 +1,7 @@
 """A gateway on a tiny model, really listening: catalog, store and engine are the real ones."""
 
 import asyncio
+import copy
 import json
 import threading
 import time
@@ -25,9 +26,10 @@ from cartridge_core.catalog import (
 from cartridge_core.inference.generate import GenerationConfig, generate
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
+from cartridge_core.publishing import Evidence, register_cartridge
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
 from cartridge_core.registry import model_name
-from cartridge_core.rendering import render_turns, template_digest
+from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest
 from cartridge_core.serving.application import create_app
 from cartridge_core.serving.config import GatewayConfig
 from cartridge_core.serving.gateway import Gateway
@@ -36,7 +38,7 @@ from cartridge_core.serving.prompt import ServedModel
 from cartridge_core.serving.server import DrainingServer
 from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
-from tests.conftest import build_tokenizer
+from tests.samples import CORPUS, SOURCE, grade
 
 ICL_TOKENS = 1009
 QUESTION = [{"role": "user", "content": "Which ward has Ada Lind?"}]
@@ -51,10 +53,18 @@ class Shop:
         self.cartridges: dict[tuple[str, int], Cartridge] = {}
 
     def add(
-        self, corpus: str, version: int, alias: str | None = None, tenant: str = "default", start: int = 0
+        self,
+        corpus: str,
+        version: int,
+        alias: str | None = None,
+        tenant: str = "default",
+        start: int = 0,
+        text: str | None = None,
     ) -> Cartridge:
-        """Put a Cartridge on the shelf; each corpus and version has keys of its own."""
-        tokens = list(range(20 + 10 * len(self.cartridges) + start, 29 + 10 * len(self.cartridges) + start))
+        """Put a Cartridge on the shelf; each corpus and version has keys of its own, those of a text where one is
+        given."""
+        first = 20 + 10 * len(self.cartridges) + start
+        tokens = list(range(first, first + 9)) if text is None else prefix_token_ids(self.base.tokenizer, text)
         cartridge = Cartridge.from_prefix(
             prefill(self.base, tokens),
             base_model=self.base.identity,
@@ -104,11 +114,39 @@ class Shop:
         """The turns in tokens."""
         return render_turns(self.base.tokenizer, messages, add_generation_prompt=True).token_ids
 
-    def expected(self, corpus: str | None, version: int = 1, *, max_tokens: int = 12, front: Sequence[int] = ()) -> Any:
+    def expected(
+        self,
+        corpus: str | None,
+        version: int = 1,
+        *,
+        max_tokens: int = 12,
+        front: Sequence[int] = (),
+        messages: list[dict[str, str]] = QUESTION,
+    ) -> Any:
         """What the library itself answers to the question, greedily, behind a Cartridge or these tokens."""
         prefix = self.cartridges[corpus, version].prefix() if corpus else None
-        prompt = [*front, *self.prompt()]
+        prompt = [*front, *self.prompt(messages)]
         return generate(self.base, prefix, [prompt], GenerationConfig(max_new_tokens=max_tokens))[0]
+
+
+def graded(shop: Shop, tokens: list[int]) -> Cartridge:
+    """A Cartridge that was graded well and registered everywhere."""
+    base = shop.base
+    cartridge = Cartridge.from_prefix(
+        prefill(base, tokens),
+        base_model=base.identity,
+        layers=base.layer_specs,
+        dtype=base.kv_dtype,
+        template_digest=template_digest(base.tokenizer),
+        corpus_digest=CORPUS.digest,
+        dataset_digest="f" * 64,
+        training_config_digest="1" * 64,
+    )
+    folder = cartridge.save(shop.folder / cartridge.digest)
+    entry = register_cartridge(shop.settings, folder, SOURCE, Evidence(report=grade(cartridge.digest)))
+    assert entry.version is not None
+    shop.cartridges["clinic", entry.version] = cartridge
+    return cartridge
 
 
 class Running:
@@ -168,7 +206,7 @@ def serving(shop: Shop, **config: Any) -> Iterator[Running]:
         LocalEngineConfig(wanted.cache_bytes, wanted.max_running, wanted.max_waiting, wanted.load_wait_s),
     )
     # A tokenizer of the gateway's own, as `cartridge serve` has it.
-    tokenizer = build_tokenizer.__wrapped__("ours")
+    tokenizer = copy.deepcopy(base.tokenizer)
     model = ServedModel(base.identity, tokenizer, base.max_positions, len(tokenizer))
     gateway = Gateway(shop.settings, wanted, model, engine)
     server = DrainingServer(create_app(gateway), gateway)

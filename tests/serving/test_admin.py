@@ -1,14 +1,18 @@
 """Operators over HTTP: memory, and aliases that are moved with the gate watching."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cartridge_core.catalog import alias_history, catalog_session
+from cartridge_core.catalog import alias_history, catalog_session, list_pins, record_pin
 from cartridge_core.catalog.api_keys import create_api_key
+from cartridge_core.publishing.artifact import cartridge_key
+from cartridge_core.stages.ask import cache_folder
 from tests.conftest import build_tiny_base
-from tests.serving.shop import Running, Shop, serving, text_of
+from tests.samples import embedded
+from tests.serving.shop import Running, Shop, eventually, graded, serving, text_of
 
 
 class Operator:
@@ -79,6 +83,38 @@ def test_memory(shop: Shop) -> None:
         assert operator.post("cartridges/load", 404, model="tiny-qwen2")["error"]["code"] == "model_not_found"
 
 
+def test_pins_outlive_the_process(shop: Shop) -> None:
+    key = token(shop, operator=True)
+    with catalog_session(shop.settings) as session:
+        acme = create_api_key(session, "acme", "ops", operator=True)[1]
+    with serving(shop) as server:
+        operator, other = Operator(server, key), Operator(server, acme)
+        for model in ("clinic:2", "clinic:2", "clinic:1"):
+            operator.post("cartridges/pin", model=model)
+        operator.post("cartridges/pin", model="clinic:1", pinned=False)
+        other.post("cartridges/pin", model="secret")
+        assert operator.post("cartridges/pin", 404, model="secret")["error"]["code"] == "model_not_found"
+    with serving(shop) as server:
+        operator, other = Operator(server, key), Operator(server, acme)
+        assert eventually(lambda: operator.get()["clinic:2"]["pinned"] and other.get()["secret:1"]["pinned"])
+        assert operator.get()["clinic:1"]["resident"] is False
+        # Unloaded means that nobody wants it kept.
+        operator.post("cartridges/unload", model="clinic:2")
+    with catalog_session(shop.settings) as session:
+        assert [entry.corpus for entry in list_pins(session, shop.base.identity)] == ["secret"]
+        assert list_pins(session, shop.base.identity.model_copy(update={"revision": "other"})) == []
+        assert record_pin(session, "default", "clinic", "1") is True
+        assert record_pin(session, "default", "clinic", "1") is False
+    # One that can no longer be loaded does not keep the others away.
+    shutil.rmtree(Path(shop.settings.artifact_root, cartridge_key("acme", shop.cartridges["secret", 1].digest)))
+    shutil.rmtree(cache_folder(shop.settings, shop.cartridges["secret", 1].digest))
+    with serving(shop) as server:
+        operator, other = Operator(server, key), Operator(server, acme)
+        assert eventually(lambda: bool(operator.get()["clinic:1"]["pinned"]))
+        assert other.get()["secret:1"]["resident"] is False
+        assert text_of(server.answer(key=key)) == shop.expected("clinic", 1).text
+
+
 def test_promote_and_roll_back(shop: Shop) -> None:
     key = token(shop, operator=True)
     with serving(shop, fresh_s=60) as server:
@@ -104,3 +140,37 @@ def test_promote_and_roll_back(shop: Shop) -> None:
     with serving(shop) as server:
         assert Operator(server, scoped).post("rollback", 404, corpus="clinic")["error"]["code"] == "model_not_found"
         assert Operator(server, scoped).get() == {}
+
+
+def test_promotion_through_the_gate(tmp_path: Path) -> None:
+    shop = Shop(build_tiny_base("qwen2"), tmp_path)
+    shop.settings = embedded(tmp_path / "home", device="cpu")
+    first, second = graded(shop, list(range(20, 29))), graded(shop, list(range(30, 39)))
+    key = token(shop, operator=True)
+    with serving(shop, fresh_s=60) as server:
+        operator = Operator(server, key)
+        assert server.error(404, key=key)["code"] == "not_promoted"
+        moved = operator.post("promote", corpus="clinic", reference="1", reason="the first one")
+        assert (moved["moved"], moved["version"], moved["digest"]) == (True, 1, first.digest)
+        assert moved["gate"]["passed"] is True and moved["projection_error"] is None
+        # It was loaded before the alias moved: nobody waits for it.
+        assert operator.get()["clinic:1"]["resident"] is True
+        assert text_of(server.answer(key=key)) == shop.expected("clinic", 1).text
+        # Without a name the newest one, by which the other is relieved at once.
+        moved = operator.post("promote", corpus="clinic")
+        assert (moved["moved"], moved["version"], moved["digest"]) == (True, 2, second.digest)
+        assert text_of(server.answer(key=key)) == shop.expected("clinic", 2).text
+        again = operator.post("promote", corpus="clinic", reference=second.digest[:8])
+        assert (again["moved"], again["version"]) == (False, 2)
+        canary = operator.post("promote", corpus="clinic", reference="1", alias="canary")
+        assert (canary["alias"], canary["version"]) == ("canary", 1)
+        assert server.answer(key=key, model="clinic@canary")["cartridge"]["version"] == 1
+        # Digits of other scripts are no version, and what no database keeps is no reason.
+        for reference in ("²", "①", "१"):
+            assert operator.post("promote", 404, corpus="clinic", reference=reference)["error"]["code"] == "not_found"
+        for reason in ("a\0b", "x" * 2001):
+            assert operator.post("rollback", 400, corpus="clinic", reason=reason)["error"]["param"] == "reason"
+    with catalog_session(shop.settings, read_only=True) as session:
+        history = alias_history(session, "default", "clinic")
+    assert [move.action for move in history] == ["promote", "promote"]
+    assert history[0].reason == "the first one" and all(move.actor.startswith("key ") for move in history)

@@ -13,21 +13,16 @@ import psutil
 import psycopg
 import pytest
 
-from cartridge_core.cartridge import Cartridge
 from cartridge_core.catalog import catalog_session
 from cartridge_core.catalog.api_keys import create_api_key
 from cartridge_core.catalog.migration import upgrade
 from cartridge_core.catalog.session import open_engine
-from cartridge_core.inference.prefix import prefill
-from cartridge_core.models import BaseModel
-from cartridge_core.publishing import Evidence, register_cartridge
-from cartridge_core.rendering import template_digest
 from cartridge_core.serving.config import GatewayConfig
 from tests.catalog.conftest import Postgres, postgres
 from tests.conftest import build_tiny_base
 from tests.s3 import make_bucket, s3_server, s3_variables
-from tests.samples import CORPUS, SOURCE, embedded, grade
-from tests.serving.shop import QUESTION, Running, Shop, eventually, serving, slow, text_of
+from tests.samples import embedded
+from tests.serving.shop import QUESTION, Running, Shop, eventually, graded, serving, slow, text_of
 from tests.serving.test_admin import Operator
 
 __all__ = ["postgres"]
@@ -92,26 +87,6 @@ def test_the_artifact_store_goes_away_and_comes_back(tmp_path: Path, monkeypatch
         # Fetched files outlive the store as well.
         server.gateway.engine.cache.unload(shop.cartridges["law", 1].digest)  # type: ignore[attr-defined]
         assert text_of(server.answer(model="law")) == shop.expected("law").text
-
-
-def graded(shop: Shop, tokens: list[int]) -> Cartridge:
-    """A Cartridge that was graded well and registered everywhere."""
-    base: BaseModel = shop.base
-    cartridge = Cartridge.from_prefix(
-        prefill(base, tokens),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-        corpus_digest=CORPUS.digest,
-        dataset_digest="f" * 64,
-        training_config_digest="1" * 64,
-    )
-    folder = cartridge.save(shop.folder / cartridge.digest)
-    entry = register_cartridge(shop.settings, folder, SOURCE, Evidence(report=grade(cartridge.digest)))
-    assert entry.version is not None
-    shop.cartridges["clinic", entry.version] = cartridge
-    return cartridge
 
 
 def test_operators_promote_while_answers_stream(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.serving.engine import GenerationRequest, Piece
 from cartridge_core.serving.errors import ContextLengthError, DamagedCartridgeError, EngineError, OverloadedError
 from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
-from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.sampling import SamplingParams
 from cartridge_core.settings import Settings
 from tests.serving.test_fetching import make, stored
@@ -40,7 +39,7 @@ class Place:
         return generate(self.base, front, [prompt], GenerationConfig(max_new_tokens=count))[0]
 
     def request(self, prefix: int | None, prompt: list[int], **more: Any) -> GenerationRequest:
-        front: ResolvedCartridge | None = None if prefix is None else self.cartridges[prefix]
+        front = () if prefix is None else (self.cartridges[prefix],)
         sampling = replace(GREEDY, **{k: v for k, v in more.items() if k != "n"})
         return GenerationRequest("r", "default", tuple(prompt), sampling, front, more.get("n", 1))
 

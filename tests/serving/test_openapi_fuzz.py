@@ -107,6 +107,9 @@ def aim(case: Case, data: st.DataObject) -> None:
             case.body["messages"] = QUESTION
     elif "corpus" in case.body:
         case.body["corpus"] = data.draw(st.sampled_from(["clinic", "law", "none"]))
+        if "reference" in case.body and data.draw(st.booleans()):
+            # Digits of other scripts were once taken for a version.
+            case.body["reference"] = data.draw(st.text("0123456789²①१abcdef%_", min_size=1, max_size=8))
 
 
 def test_every_operation_is_here(document: Any) -> None:

@@ -1,0 +1,130 @@
+"""In front of vLLM's own API: only signed Cartridges come in, and their files are on this machine before it is asked.
+
+vLLM's scheduler can refuse a request only as an internal error, and a load that fails inside costs a place in
+the batch. Here a refusal has a status, a code and a remedy. The connector verifies once more: it is the lock,
+this the door.
+"""
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cartridge_core.errors import PublishingError
+from cartridge_core.serving.attachment import PARAMETER, Attachment, AttachmentError, attachment_key
+from cartridge_core.serving.errors import BadRequestError, ForbiddenError, NotLoadedError, ServingError
+from cartridge_core.serving.fetching import fetch_files
+from cartridge_core.serving.request_log import refuse
+from cartridge_core.settings import Settings
+from cartridge_core.stages.ask import cache_folder
+
+_FETCHES_AT_ONCE = 4
+_WAIT_S = 10.0
+"""How long a request waits for its Cartridge's files before it is told to come back; the fetch goes on."""
+
+
+class EngineDoor:
+    """ASGI middleware of vLLM's server (`--middleware`).
+
+    Serves `GET /cartridges` (what is on this machine) and `POST /cartridges/load` (`{"attachment": signed}`: fetch the
+    files and verify them).
+
+    Args:
+        app: vLLM's application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._settings = app, Settings()
+        self._key = attachment_key(self._settings)
+        self._threads = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="cartridge-fetch")
+        self._bytes: dict[tuple[str, str], int] = {}
+        """Of those whose files were verified, by tenant and digest."""
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._counts = {"hits": 0, "fetches": 0, "failed_fetches": 0}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or let it through."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            if scope["type"] == "http" and scope["path"] == "/cartridges":
+                await JSONResponse(self._described())(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+            return
+        body = await Request(scope, receive).body()
+        try:
+            if scope["path"] == "/cartridges/load":
+                await self._admit(_field(body, "attachment"))
+                await JSONResponse(self._described())(scope, receive, send)
+                return
+            if PARAMETER.encode() in body:
+                await self._admit((_field(body, "kv_transfer_params") or {}).get(PARAMETER))
+        except ServingError as error:
+            await refuse(error)(scope, receive, send)
+            return
+        await self._app(scope, _replayed(body, receive), send)
+
+    def _described(self) -> dict[str, Any]:
+        there = [{"digest": digest, "num_bytes": size} for (_, digest), size in self._bytes.items()]
+        return {"cartridges": there, "fetching": len(self._fetching), **self._counts}
+
+    async def _admit(self, signed: Any) -> None:
+        try:
+            attachment = Attachment.verified(signed, self._key)
+        except AttachmentError as error:
+            raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
+        for cartridge in attachment.cartridges:
+            try:
+                await self._present(attachment.tenant, cartridge.digest)
+            except PublishingError as error:
+                raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
+
+    async def _present(self, tenant: str, digest: str) -> None:
+        if (tenant, digest) in self._bytes and cache_folder(self._settings, digest).is_dir():
+            self._counts["hits"] += 1
+            return
+        task = self._fetching.get(digest)
+        if task is None:
+            task = self._fetching[digest] = asyncio.create_task(self._fetched(tenant, digest))
+            task.add_done_callback(lambda done: self._settle(digest, done))
+        try:
+            # Shielded: others wait for the same files, and the next request finds them.
+            await asyncio.wait_for(asyncio.shield(task), _WAIT_S)
+        except TimeoutError:
+            raise NotLoadedError(
+                f"The files of Cartridge {digest[:12]} are being fetched.", "Ask again shortly.", retry_after=_WAIT_S
+            ) from None
+
+    async def _fetched(self, tenant: str, digest: str) -> None:
+        loop = asyncio.get_running_loop()
+        size = await loop.run_in_executor(self._threads, fetch_files, self._settings, tenant, digest)
+        self._bytes[tenant, digest] = size
+
+    def _settle(self, digest: str, done: "asyncio.Task[None]") -> None:
+        del self._fetching[digest]
+        failed = done.cancelled() or done.exception() is not None
+        self._counts["failed_fetches" if failed else "fetches"] += 1
+
+
+def _field(body: bytes, name: str) -> Any:
+    try:
+        return json.loads(body)[name]
+    except (ValueError, KeyError, TypeError):
+        raise BadRequestError(f"The body is not a JSON object with {name!r}.", param=name) from None
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            # What comes after the body is the caller going away.
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,105 @@
+"""Which Cartridges a vLLM engine holds in host memory: decided by its scheduler alone, followed by all its workers.
+
+Workers that each kept a cache of their own could disagree about what is there, and a step that one of them cannot do
+stops all.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+Front = tuple[str, ...]
+"""Digests of what stands in front of a prompt, in order; several are held as one composition."""
+
+
+@dataclass
+class _Held:
+    num_bytes: int
+    loading: int = 0
+    """Requests that wait for the load."""
+    resident: bool = False
+
+
+class Residency:
+    """Least recently used fronts go first; those being loaded and those pinned stay.
+
+    Args:
+        max_bytes: Most bytes of all fronts in one worker.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held: OrderedDict[Front, _Held] = OrderedDict()
+        self._pinned: set[Front] = set()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are taken, loads under way included."""
+        return sum(held.num_bytes for held in self._held.values())
+
+    def state(self, front: Front, num_bytes: int) -> Literal["resident", "loadable", "full", "never"]:
+        """Whether a request can have a front.
+
+        Returns:
+            `resident`: at once. `loadable`: after a load, for which `begin` makes room. `full`: not now, all else is
+            being loaded or pinned. `never`: it is larger than the room that pinned ones leave.
+        """
+        held = self._held.get(front)
+        if held is not None:
+            return "resident" if held.resident else "loadable"
+        pinned = sum(other.num_bytes for name, other in self._held.items() if name in self._pinned)
+        if num_bytes > self._max_bytes - pinned:
+            return "never"
+        stays = sum(o.num_bytes for name, o in self._held.items() if name in self._pinned or o.loading)
+        return "full" if num_bytes > self._max_bytes - stays else "loadable"
+
+    def touch(self, front: Front) -> None:
+        """It was used just now."""
+        if front in self._held:
+            self._held.move_to_end(front)
+
+    def begin(self, front: Front, num_bytes: int) -> list[Front]:
+        """A request waits for a front that is `loadable`.
+
+        Returns:
+            What the workers have to let go first.
+        """
+        gone: list[Front] = []
+        if front not in self._held:
+            for name in [n for n, held in self._held.items() if not held.loading and n not in self._pinned]:
+                if self.num_bytes + num_bytes <= self._max_bytes:
+                    break
+                del self._held[name]
+                gone.append(name)
+            self._held[front] = _Held(num_bytes)
+        self._held[front].loading += 1
+        self.touch(front)
+        return gone
+
+    def end(self, front: Front, loaded: bool) -> None:
+        """A request's load has ended in every worker."""
+        held = self._held[front]
+        held.loading -= 1
+        held.resident |= loaded
+        if not held.resident and not held.loading:
+            del self._held[front]
+
+    def pin(self, front: Front, pinned: bool) -> None:
+        """Keep a front whatever comes, or no longer."""
+        if pinned:
+            self._pinned.add(front)
+        else:
+            self._pinned.discard(front)
+
+    def drop(self, front: Front) -> bool:
+        """Let a front go now, pinned or not.
+
+        Returns:
+            Whether the workers have to; one that is being loaded stays.
+        """
+        self._pinned.discard(front)
+        held = self._held.get(front)
+        if held is None or held.loading:
+            return False
+        del self._held[front]
+        return True

@@ -1,0 +1,79 @@
+"""The load generator and the judgements made of what it saw, against a gateway that listens."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import build_tiny_base
+from tests.proofs.gateway_overhead import Plan, Sides, overhead
+from tests.proofs.gateway_process import answers_left
+from tests.proofs.http_load import Load, Outcome, Target, median, run_load
+from tests.proofs.soak import at_once, growth, questions
+from tests.serving.shop import Running, Shop, serving, slow
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    shop = Shop(build_tiny_base("qwen2"), tmp_path)
+    shop.add("clinic", 1, "champion")
+    return shop
+
+
+def asking(server: Running, *models: str) -> Target:
+    return questions(models, 6, None, server.url)
+
+
+def test_callers_ask_on_and_on(shop: Shop) -> None:
+    with serving(shop) as server:
+        outcomes = run_load(Load(asking(server, "clinic"), 1.0, callers=5, hang_up=0.3))
+        assert at_once(outcomes) == 5 and len(outcomes) > 5
+        whole = [outcome for outcome in outcomes if not outcome.left]
+        assert {outcome.tokens for outcome in whole} == {6}
+        assert len({(outcome.body, outcome.text) for outcome in whole}) == 4
+        left = [outcome for outcome in outcomes if outcome.left]
+        assert left and not any(outcome.problem for outcome in outcomes)
+        assert answers_left(server.url) == 0
+        # Refusals are lost answers, with the reason.
+        refused = run_load(Load(asking(server, "none"), 0.5, callers=1))
+        assert refused and all("model_not_found" in outcome.problem for outcome in refused)
+        assert len(refused) < 5
+    gone = run_load(Load(asking(server, "clinic"), 0.1, callers=1))
+    assert "ClientConnector" in gone[0].problem
+
+
+def test_an_open_loop_does_not_wait(shop: Shop) -> None:
+    with serving(shop, max_running=1) as server:
+        quick = run_load(Load(asking(server, "clinic"), 1.0, rate=8))
+        assert [round(outcome.at * 8) for outcome in quick] == list(range(8))
+        with slow(shop, 0.1):
+            # Each answer takes 0.6 s and they come one after another: who asked last waits for all before.
+            queued = run_load(Load(asking(server, "clinic"), 1.0, rate=8))
+        assert len(queued) == 8 and not any(outcome.problem for outcome in queued)
+        assert median([outcome.seconds for outcome in queued[-2:]]) > 2 > median([o.seconds for o in quick])
+
+
+def test_one_server_against_itself(shop: Shop) -> None:
+    with serving(shop) as server:
+        target = asking(server, "clinic")
+        # Of each answer seven tokens are wanted and six come, which is seen.
+        figures = overhead(Sides(target, target, 7), Plan(callers=4, round_s=0.7, rounds=1, warm_up_s=0.2))
+        assert 0.4 < figures["gateway_share_of_engine_throughput"] < 2.5
+        assert abs(figures["gateway_overhead_ms_p50"]) < figures["engine_ms_p50_at_half"]
+        assert figures["answers_per_second_at_half"] > 1
+        assert figures["answers_lost"] > 2 * 0.7 * figures["answers_per_second_at_half"]
+
+
+def test_memory_that_grows_and_memory_that_does_not() -> None:
+    steps = [100.0] * 5 + [180.0] * 25
+    assert growth(steps) == 0
+    assert growth([100 + 0.5 * number for number in range(120)]) > 0.1
+    assert math.isnan(growth([100.0] * 8))
+
+
+def test_streams_at_once() -> None:
+    def outcome(at: float, seconds: float) -> Outcome:
+        return Outcome(0, at, seconds, 0.1, 1, "")
+
+    assert at_once([outcome(0, 1), outcome(0.5, 1), outcome(1.2, 1)]) == 2
+    assert at_once([outcome(0, 1), outcome(1, 1)]) == 1

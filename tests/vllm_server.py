@@ -1,0 +1,94 @@
+"""A real vLLM server on the CPU, started by the command that production uses."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from cartridge_core.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = Path(os.environ.get("VENV_VLLM", ".venv-vllm"))
+COMMAND = (VENV if VENV.is_absolute() else ROOT / VENV) / "bin" / "cartridge"
+START_S = 400.0
+"""Three processes import torch and vLLM, one after the other; much longer than they need alone."""
+
+CPU_OPTIONS = ("--block-size", "32", "--gpu-memory-utilization", "0.2")
+EXACT = ("--dtype", "float32", "--enforce-eager")
+"""Options for comparing with transformers."""
+
+
+@dataclass(frozen=True)
+class VllmServer:
+    """A server that answers."""
+
+    url: str
+    settings: Settings
+    log: Path
+    process: "subprocess.Popen[bytes]"
+
+
+@contextmanager
+def vllm_server(settings: Settings, folder: Path, *options: str, kv_gib: int = 1) -> Iterator[VllmServer]:
+    """Start vLLM with the connector; it is stopped with all its processes when the block ends.
+
+    Args:
+        settings: Name the stores, the key and the base model.
+        folder: Where its log goes; its own copies of Cartridges go into a folder there too.
+        *options: vLLM's own.
+        kv_gib: Paged memory in GiB.
+    """
+    assert settings.attachment_key is not None
+    assert COMMAND.exists(), f"{COMMAND} is missing: run `make vllm-setup`."
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "vllm.log"
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("CARTRIDGE_")},
+        "CARTRIDGE_HOME": str(folder / "engine"),
+        "CARTRIDGE_ARTIFACT_ROOT": settings.artifact_root,
+        "CARTRIDGE_ATTACHMENT_KEY": settings.attachment_key.get_secret_value(),
+        "CARTRIDGE_BASE_MODEL": settings.base_model,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [COMMAND, "engine", "--port", str(port), "--", *CPU_OPTIONS, *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            cwd=folder,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_S
+        while not _healthy(url):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
+            time.sleep(0.3)
+        yield VllmServer(url, settings, log, process)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
