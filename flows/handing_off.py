@@ -107,6 +107,6 @@ def _result(client: SyncPrefectClient, flow: str, run_id: UUID) -> dict[str, Any
     found = _patiently(lambda: client.read_artifacts(artifact_filter=wanted))
     if not found:
         raise HandedOffError(f"{flow} ({run_id}) completed without a result.", "Run workers of one version only.")
-    data = found[0].data
+    data: Any = found[0].data
     rows = json.loads(data) if isinstance(data, str) else data
     return dict(rows[0])

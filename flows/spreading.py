@@ -40,7 +40,7 @@ def _task_runner(settings: Settings) -> Callable[[], "TaskRunner[Any]"]:
     if settings.task_runner == "threads":
         return lambda: ThreadPoolTaskRunner(max_workers=settings.workers)
     try:
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
     except ImportError as error:
         raise SettingsError(
             f"task_runner = {settings.task_runner!r} needs prefect-dask.", "Install cartridge-foundry[dask]."
