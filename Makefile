@@ -12,6 +12,7 @@ PYTEST_FLAGS ?=
 SERVE_FLAGS ?=
 QUICKSTART_FLAGS ?=
 BENCH_FLAGS ?=
+CHAOS_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -92,6 +93,12 @@ bench-composition: $(STAMP)  ## What two Cartridges that were trained apart are 
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
+
+bench-orchestration: $(STAMP)  ## What Prefect costs the chain beyond the library's own calls (about 3 minutes)
+	$(BIN)/python -m tests.proofs.orchestration_overhead $(BENCH_FLAGS)
+
+chaos: $(STAMP)  ## 100 runs of the chain, each struck by a fault (at most 90 minutes; CHAOS_FLAGS="--runs 8")
+	$(BIN)/python -m tests.proofs.chaos $(CHAOS_FLAGS)
 
 soak: $(STAMP)  ## 200 streams for ten minutes: none lost, memory flat (BENCH_FLAGS="--seconds 60")
 	$(BIN)/python -m tests.proofs.soak $(BENCH_FLAGS)

@@ -95,6 +95,11 @@ class Settings(BaseSettings):
     """Where models run; `auto` takes the first GPU, else the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; None leaves torch's own choice."""
+    task_runner: str = Field(default="threads", pattern=r"^(threads|dask|(tcp|tls)://\S+)$")
+    """Where flows spread a study's shards and an evaluation's arms: over threads, over Dask processes of this machine,
+    or over the workers of a Dask scheduler, named by its address."""
+    workers: int = Field(default=1, ge=1, le=1024)
+    """How many groups are worked on at once; unused with a scheduler's address."""
     attachment_key: SecretStr | None = Field(default=None, min_length=32)
     """What gateway and vLLM share: the gateway signs with it which Cartridge stands in front of a prompt."""
 

@@ -1,4 +1,4 @@
-"""Commands that run a flow: `cartridge quickstart` and `cartridge build`.
+"""Commands that run a flow: `cartridge quickstart`, `cartridge build` and `cartridge reap`.
 
 The command line finds them by entry point and loads this module at every start, so Prefect is imported only inside the
 functions.
@@ -15,6 +15,7 @@ import typer
 
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import Model
+from cartridge_core.errors import SettingsError
 
 QUIET_PREFECT = {
     # Errors reach the user as one sentence; Prefect's own log would print each with its traceback first.
@@ -32,12 +33,16 @@ def in_terminal() -> Iterator[None]:
     """Run a flow from the command line: quiet, and with the terminal's progress bars."""
     for name, value in QUIET_PREFECT.items():
         os.environ.setdefault(name, value)
+    from prefect.exceptions import ParameterTypeError
+
     from flows.reporting import terminal
 
     with progress_bars() as bars:
         token = terminal.set(bars)
         try:
             yield
+        except ParameterTypeError as error:
+            raise SettingsError(" ".join(str(error).split()) + ".", "Correct it and try again.") from error
         finally:
             terminal.reset(token)
 
@@ -115,3 +120,29 @@ def quickstart(
 
         result = quickstart_flow(long=long)
     report_quickstart(result, started, as_json)
+
+
+def reap(
+    max_requeues: Annotated[int, typer.Option(min=0, max=20, help="How often one run is started again.")] = 2,
+    silence_seconds: Annotated[
+        float, typer.Option(min=90, help="A running run that said nothing for so long has crashed.")
+    ] = 120.0,
+    pending_seconds: Annotated[
+        float, typer.Option(min=30, help="A run that a worker took so long ago and never started is started again.")
+    ] = 600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Start flow runs again that crashed, fell silent or were never started: the flow `reap-runs`, once, from here.
+
+    Example: `cartridge reap --max-requeues 3`
+    """
+    for name, value in QUIET_PREFECT.items():
+        os.environ.setdefault(name, value)
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.reap_runs import reap_runs
+
+    if PREFECT_API_URL.value() is None:
+        raise SettingsError("No Prefect server is named.", "Set PREFECT_API_URL, such as http://127.0.0.1:4200/api.")
+    done = reap_runs.fn(max_requeues, silence_seconds, pending_seconds)
+    show(done, as_json, facts("Reaped", {name.replace("_", " "): count for name, count in done.items()}))

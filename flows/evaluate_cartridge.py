@@ -1,7 +1,7 @@
 """Flow `evaluate-cartridge`: a Cartridge and its baselines answer the same questions."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow
 
@@ -12,16 +12,20 @@ from cartridge_core.stages.grade import grade
 from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.questions import exam
 from cartridge_core.stages.study import find_dataset
-from flows.reporting import progress_artifact, show_markdown
+from flows.gpu_slot import gpu_slot
+from flows.naming import run_name
+from flows.parameters import Digest, Name
+from flows.reporting import progress_artifact, show_markdown, show_picture, tell_result
+from flows.spreading import spread_over_workers
 
 
-@flow(name="evaluate-cartridge", flow_run_name="evaluate {corpus}")
+@flow(name="evaluate-cartridge", flow_run_name=run_name("evaluate"))
 def evaluate_cartridge(
-    corpus: str,
-    cartridge: str = "",
+    corpus: Name,
+    cartridge: Digest = "",
     questions: Path | None = None,
-    benchmark: str | None = None,
-    version: str = "",
+    benchmark: Literal["closed_answer", "free_answer"] | None = None,
+    version: Digest = "",
     model: str | None = None,
 ) -> dict[str, Any]:
     """Grade a Cartridge against no context, the whole corpus in context, and as much of it as fits its memory.
@@ -40,12 +44,21 @@ def evaluate_cartridge(
     settings = Settings()
     source = find_corpus(settings, corpus, version)
     fitted = find_cartridge(settings, source, cartridge)
-    with progress_artifact("evaluate-cartridge") as progress:
+    with gpu_slot(), progress_artifact("evaluate-cartridge") as progress:
         studied = find_dataset(settings, source, fitted.dataset_digest) if fitted.dataset_digest else None
         asked = exam(settings, source, studied, questions, benchmark, model, progress)
         arms = {"self_study": fitted}
         graded = grade(
-            settings, source, arms, asked.questions, asked.benchmark, EVALUATION, model=model, progress=progress
+            settings,
+            source,
+            arms,
+            asked.questions,
+            asked.benchmark,
+            EVALUATION,
+            model=model,
+            progress=progress,
+            spread=spread_over_workers(settings),
         )
     show_markdown("evaluation", graded.load().markdown(), f"Cartridge of {corpus} against its baselines")
-    return graded.product.facts | {"cached": graded.product.cached}
+    show_picture("score-against-memory", graded.plot, f"Cartridge of {corpus} against its baselines")
+    return tell_result("evaluate-cartridge", graded.product.facts | {"cached": graded.product.cached})

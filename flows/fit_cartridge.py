@@ -13,26 +13,29 @@ from cartridge_core.stages.initialization_fields import initialization_fields
 from cartridge_core.stages.size import default_num_tokens
 from cartridge_core.stages.study import find_dataset
 from cartridge_core.training.config import TrainingConfig
-from flows.reporting import progress_artifact
+from flows.gpu_slot import gpu_slot
+from flows.naming import run_name
+from flows.parameters import Digest, LearningRate, Name, NoOrSteps, NumTokens, Processes, Seed, Steps
+from flows.reporting import progress_artifact, show_picture, tell_result
 
 
-@flow(name="fit-cartridge", flow_run_name="fit {corpus}")
+@flow(name="fit-cartridge", flow_run_name=run_name("fit"))
 def fit_cartridge(
-    corpus: str,
-    num_tokens: int | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
+    corpus: Name,
+    num_tokens: NumTokens | None = None,
+    steps: Steps | None = None,
+    learning_rate: LearningRate | None = None,
     objective: Literal["distillation", "next_token"] | None = None,
-    version: str = "",
-    dataset: str = "",
+    version: Digest = "",
+    dataset: Digest = "",
     model: str | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     config: Path | None = None,
     initialization: str | None = None,
     init_from: str | None = None,
     init_text: Path | None = None,
-    processes: int = 1,
-    on_policy_steps: int | None = None,
+    processes: Processes = 1,
+    on_policy_steps: NoOrSteps | None = None,
 ) -> dict[str, Any]:
     """Train a Cartridge on a study, or on the corpus's text.
 
@@ -72,6 +75,7 @@ def fit_cartridge(
         **initialization_fields(initialization, init_from, init_text),
     )
     studied = find_dataset(settings, source, dataset) if training.objective == "distillation" else None
-    with progress_artifact("fit-cartridge") as progress:
-        product = fit(settings, source, studied, training, model, progress, processes).product
-    return product.facts | {"cached": product.cached}
+    with gpu_slot(processes), progress_artifact("fit-cartridge") as progress:
+        fitted = fit(settings, source, studied, training, model, progress, processes)
+    show_picture("loss-curve", fitted.curve, f"Loss of the Cartridge of {corpus}")
+    return tell_result("fit-cartridge", fitted.product.facts | {"cached": fitted.product.cached})

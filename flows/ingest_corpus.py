@@ -1,17 +1,18 @@
 """Flow `ingest-corpus`: documents become a corpus version."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import ingest
-from flows.reporting import progress_artifact
+from flows.naming import run_name
+from flows.parameters import Name, Paths
+from flows.reporting import progress_artifact, tell_result
 
 
-@flow(name="ingest-corpus", flow_run_name="ingest {corpus}", validate_parameters=True)
-def ingest_corpus(corpus: str, paths: list[Path]) -> dict[str, Any]:
+@flow(name="ingest-corpus", flow_run_name=run_name("ingest"))
+def ingest_corpus(corpus: Name, paths: Paths) -> dict[str, Any]:
     """Read text and Markdown into a corpus version.
 
     Args:
@@ -23,4 +24,4 @@ def ingest_corpus(corpus: str, paths: list[Path]) -> dict[str, Any]:
     """
     with progress_artifact("ingest-corpus") as progress:
         product = ingest(Settings(), corpus, paths, progress).product
-    return product.facts | {"cached": product.cached}
+    return tell_result("ingest-corpus", product.facts | {"cached": product.cached})

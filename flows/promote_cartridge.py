@@ -7,16 +7,18 @@ from prefect import flow
 from cartridge_core.catalog import CHAMPION
 from cartridge_core.publishing import PromotionGate, promote
 from cartridge_core.settings import Settings
-from flows.reporting import show_markdown
+from flows.naming import run_name
+from flows.parameters import Name, Share
+from flows.reporting import show_markdown, tell_result
 from flows.retrying import with_retries
 
 
-@flow(name="promote-cartridge", flow_run_name="promote {corpus}")
+@flow(name="promote-cartridge", flow_run_name=run_name("promote"))
 def promote_cartridge(
-    corpus: str,
+    corpus: Name,
     reference: str | None = None,
-    min_share_of_icl: float = 0.95,
-    alias: str = CHAMPION,
+    min_share_of_icl: Share = 0.95,
+    alias: Name = CHAMPION,
     reason: str = "",
 ) -> dict[str, Any]:
     """Ask the gate and move the alias. A refusal is a result, not a failure of the run.
@@ -41,4 +43,5 @@ def promote_cartridge(
     reasons = list(decision.reasons) if decision else []
     verdict = "Promoted" if passed else "Not promoted"
     show_markdown("promotion", f"**{verdict}.** {' '.join(reasons)}", f"The gate on {corpus}")
-    return {"passed": passed, "moved": promotion.moved, "alias": alias, "reasons": reasons}
+    told = {"passed": passed, "moved": promotion.moved, "alias": alias, "reasons": reasons}
+    return tell_result("promote-cartridge", told)

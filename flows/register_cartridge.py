@@ -5,16 +5,23 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from cartridge_core.catalog import CatalogEntry
+from cartridge_core.registry.pages import corpus_page, version_page
 from cartridge_core.settings import Settings
 from cartridge_core.stages.fit import find_cartridge
 from cartridge_core.stages.grade import find_report
 from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.register import register
+from flows.naming import run_name
+from flows.parameters import Digest, Name
+from flows.reporting import show_link, tell_result
 from flows.retrying import with_retries
 
 
-@flow(name="register-cartridge", flow_run_name="register {corpus}")
-def register_cartridge(corpus: str, cartridge: str = "", report: str = "", version: str = "") -> dict[str, Any]:
+@flow(name="register-cartridge", flow_run_name=run_name("register"))
+def register_cartridge(
+    corpus: Name, cartridge: Digest = "", report: Digest = "", version: Digest = ""
+) -> dict[str, Any]:
     """Register a graded Cartridge with its report. No alias moves.
 
     Args:
@@ -31,5 +38,19 @@ def register_cartridge(corpus: str, cartridge: str = "", report: str = "", versi
     fitted = find_cartridge(settings, source, cartridge)
     graded = find_report(settings, fitted, report)
     tags = {"prefect.flow_run_id": str(flow_run.get_id()), "prefect.flow_run_name": str(flow_run.get_name())}
-    entry = with_retries("register", lambda: register(settings, source, fitted, graded, tags, actor="prefect"))
-    return entry.model_dump(mode="json")
+
+    def work() -> CatalogEntry:
+        entry = register(settings, source, fitted, graded, tags, actor="prefect")
+        _show_links(settings, entry)
+        return entry
+
+    entry = with_retries("register", work)
+    return tell_result("register-cartridge", entry.model_dump(mode="json"))
+
+
+def _show_links(settings: Settings, entry: CatalogEntry) -> None:
+    if entry.model_name is not None and entry.version is not None:
+        page = version_page(settings, entry.model_name, entry.version)
+        show_link("mlflow-version", page, f"{entry.model_name} v{entry.version}", "The Cartridge in MLflow")
+    page = corpus_page(settings, entry.corpus)
+    show_link("mlflow-corpus", page, entry.corpus, "All that MLflow has about the corpus")

@@ -1,13 +1,22 @@
-"""What a flow run shows: progress and tables as Prefect artifacts, and bars in the terminal it was started from."""
+"""What a flow run shows: artifacts in Prefect, and bars in the terminal that it was started from."""
 
+import base64
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.context import FlowRunContext
 
 from cartridge_core.progress import Progress, no_progress
@@ -50,3 +59,28 @@ def show_markdown(key: str, markdown: str, description: str) -> None:
     """Attach Markdown to the flow run; without a run there is nothing to attach it to."""
     if FlowRunContext.get() is not None:
         create_markdown_artifact(markdown, key=key, description=description)
+
+
+def show_picture(key: str, picture: Path, description: str) -> None:
+    """Attach a PNG file to the flow run. It travels inside the artifact: who looks need not see the worker's disk."""
+    if FlowRunContext.get() is not None:
+        data = base64.b64encode(picture.read_bytes()).decode()
+        create_image_artifact(f"data:image/png;base64,{data}", key=key, description=description)
+
+
+def show_link(key: str, link: str | None, text: str, description: str) -> None:
+    """Attach a link to the flow run, where there is such a page."""
+    if link is not None and FlowRunContext.get() is not None:
+        create_link_artifact(link, link_text=text, key=key, description=description)
+
+
+def result_key(flow: str) -> str:
+    """Key of the artifact that holds a flow's result."""
+    return f"{flow}-result"
+
+
+def tell_result(flow: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Show a flow's result as a table of one row, where a caller on another machine reads it; returns the result."""
+    if FlowRunContext.get() is not None:
+        create_table_artifact([facts], key=result_key(flow), description=f"What {flow} made")
+    return facts

@@ -11,17 +11,20 @@ from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.study import study
-from flows.reporting import progress_artifact
+from flows.naming import run_name
+from flows.parameters import Digest, Name, NumConversations, Seed
+from flows.reporting import progress_artifact, tell_result
+from flows.spreading import spread_over_workers
 
 
-@flow(name="synthesize-conversations", flow_run_name="study {corpus}")
+@flow(name="synthesize-conversations", flow_run_name=run_name("study"))
 def synthesize_conversations(
-    corpus: str,
-    num_conversations: int | None = None,
-    version: str = "",
+    corpus: Name,
+    num_conversations: NumConversations | None = None,
+    version: Digest = "",
     questions: Path | None = None,
     model: str | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     config: Path | None = None,
 ) -> dict[str, Any]:
     """Make a distillation dataset.
@@ -42,7 +45,6 @@ def synthesize_conversations(
     study_config = config_of(SelfStudyConfig, config, num_conversations=num_conversations, seed=seed)
     held_out = load_questions(questions) if questions else ()
     with progress_artifact("synthesize-conversations") as progress:
-        product = study(
-            settings, find_corpus(settings, corpus, version), study_config, held_out, model, progress
-        ).product
-    return product.facts | {"cached": product.cached}
+        source, spread = find_corpus(settings, corpus, version), spread_over_workers(settings)
+        product = study(settings, source, study_config, held_out, model, progress, spread).product
+    return tell_result("synthesize-conversations", product.facts | {"cached": product.cached})

@@ -1,5 +1,6 @@
 """Flow `train-cartridge`: from documents to a promoted Cartridge, one flow a stage."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,31 +8,53 @@ from prefect import flow
 
 from flows.evaluate_cartridge import evaluate_cartridge
 from flows.fit_cartridge import fit_cartridge
+from flows.handing_off import hand_off
 from flows.ingest_corpus import ingest_corpus
+from flows.liveness import one_heart
+from flows.naming import run_name
+from flows.parameters import (
+    LearningRate,
+    Name,
+    NoOrSteps,
+    NumConversations,
+    NumTokens,
+    Paths,
+    Processes,
+    Seed,
+    Share,
+    Steps,
+)
 from flows.promote_cartridge import promote_cartridge
 from flows.register_cartridge import register_cartridge
 from flows.synthesize_conversations import synthesize_conversations
 
+GPU_STEPS: dict[str, Callable[..., dict[str, Any]]] = {
+    "fit-cartridge": fit_cartridge,
+    "evaluate-cartridge": evaluate_cartridge,
+}
+"""The steps that need a GPU, by the name of their flow and deployment."""
 
-@flow(name="train-cartridge", flow_run_name="train {corpus}")
+
+@flow(name="train-cartridge", flow_run_name=run_name("train"))
 def train_cartridge(
-    corpus: str,
-    paths: list[Path],
+    corpus: Name,
+    paths: Paths,
     model: str | None = None,
     questions: Path | None = None,
-    num_tokens: int | None = None,
-    num_conversations: int | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    min_share_of_icl: float = 0.95,
-    seed: int | None = None,
+    num_tokens: NumTokens | None = None,
+    num_conversations: NumConversations | None = None,
+    steps: Steps | None = None,
+    learning_rate: LearningRate | None = None,
+    min_share_of_icl: Share = 0.95,
+    seed: Seed | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,
     initialization: str | None = None,
     init_from: str | None = None,
     init_text: Path | None = None,
-    processes: int = 1,
-    on_policy_steps: int | None = None,
+    processes: Processes = 1,
+    on_policy_steps: NoOrSteps | None = None,
+    hand_off_gpu_steps: bool = False,
 ) -> dict[str, Any]:
     """Ingest, study, fit, evaluate, register and, if the gate lets it through, promote. Finished stages are not redone.
 
@@ -53,33 +76,41 @@ def train_cartridge(
         init_text: File of the text to start from.
         processes: Processes of the worker's machine that train together.
         on_policy_steps: The last steps, which learn from the Cartridge's own answers; None for the configuration's own.
+        hand_off_gpu_steps: Training and evaluation become runs of their own deployments, on the pool that those name;
+            this run waits for them without a GPU. Otherwise they run in this process.
 
     Returns:
         What each stage said about its product, by stage.
     """
-    ingested = ingest_corpus(corpus, paths)
-    version = ingested["digest"]
-    studied = synthesize_conversations(corpus, num_conversations, version, questions, model, seed, study_config)
-    fitted = fit_cartridge(
-        corpus,
-        num_tokens,
-        steps,
-        learning_rate,
-        version=version,
-        dataset=studied["digest"],
-        model=model,
-        seed=seed,
-        config=training_config,
-        initialization=initialization,
-        init_from=init_from,
-        init_text=init_text,
-        processes=processes,
-        on_policy_steps=on_policy_steps,
-    )
-    cartridge = fitted["digest"]
-    graded = evaluate_cartridge(corpus, cartridge, questions, version=version, model=model)
-    registered = register_cartridge(corpus, cartridge, graded["digest"], version)
-    promoted = promote_cartridge(corpus, cartridge, min_share_of_icl)
+    with one_heart():
+        ingested = ingest_corpus(corpus, paths)
+        version = ingested["digest"]
+        studied = synthesize_conversations(corpus, num_conversations, version, questions, model, seed, study_config)
+        step = hand_off if hand_off_gpu_steps else _here
+        fitted = step(
+            "fit-cartridge",
+            {
+                "corpus": corpus,
+                "num_tokens": num_tokens,
+                "steps": steps,
+                "learning_rate": learning_rate,
+                "version": version,
+                "dataset": studied["digest"],
+                "model": model,
+                "seed": seed,
+                "config": training_config,
+                "initialization": initialization,
+                "init_from": init_from,
+                "init_text": init_text,
+                "processes": processes,
+                "on_policy_steps": on_policy_steps,
+            },
+        )
+        cartridge = fitted["digest"]
+        asked = {"corpus": corpus, "cartridge": cartridge, "questions": questions, "version": version, "model": model}
+        graded = step("evaluate-cartridge", asked)
+        registered = register_cartridge(corpus, cartridge, graded["digest"], version)
+        promoted = promote_cartridge(corpus, cartridge, min_share_of_icl)
     return {
         "corpus": ingested,
         "dataset": studied,
@@ -88,3 +119,8 @@ def train_cartridge(
         "version": registered,
         "promotion": promoted,
     }
+
+
+def _here(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run a step in this process."""
+    return GPU_STEPS[flow](**parameters)

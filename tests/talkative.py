@@ -57,8 +57,11 @@ class ChunkedStudy:
 @pytest.fixture(scope="session")
 def talkative(tiny_base: Callable[[str], BaseModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny model in which every sixth token, and every one without text, ends a turn."""
-    folder: Path = tmp_path_factory.mktemp("models") / "talkative"
-    base = tiny_base("qwen2")
+    return save_talkative(tmp_path_factory.mktemp("models") / "talkative", tiny_base("qwen2"))
+
+
+def save_talkative(folder: Path, base: BaseModel) -> Path:
+    """Write that model into a folder, and return it."""
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     ends = [token for token in range(base.vocab_size) if token % 6 == 0 or token >= len(base.tokenizer)]
@@ -82,6 +85,15 @@ def write_questions(path: Path) -> Path:
         for i in range(6)
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def study_toml(path: Path) -> Path:
+    """The study's configuration as a file."""
+    fields = STUDY.model_dump(exclude={"chunk", "families"})
+    lines = [f"{name} = {value}" for name, value in fields.items()]
+    lines += ["[chunk]", *(f"{name} = {getattr(STUDY.chunk, name)}" for name in ("min_tokens", "max_tokens"))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -109,16 +121,10 @@ def workplace(talkative: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CARTRIDGE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CARTRIDGE_BASE_MODEL", str(talkative))
     monkeypatch.setenv("CARTRIDGE_DEVICE", "cpu")
-    study_file = tmp_path / "study.toml"
-    fields = STUDY.model_dump(exclude={"chunk", "families"})
-    lines = [f"{name} = {value}" for name, value in fields.items()] + [
-        f"[chunk]\nmin_tokens = {STUDY.chunk.min_tokens}"
-    ]
-    study_file.write_text("\n".join([*lines, f"max_tokens = {STUDY.chunk.max_tokens}"]) + "\n", encoding="utf-8")
     return Workplace(
         settings=Settings(),
         documents=write_documents(tmp_path / "documents"),
         questions=write_questions(tmp_path / "questions.jsonl"),
         model=str(talkative),
-        study_file=study_file,
+        study_file=study_toml(tmp_path / "study.toml"),
     )

@@ -1,6 +1,6 @@
 """Self-study: a corpus becomes conversations with the teacher's distributions (arXiv 2506.06266, section 4)."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +51,75 @@ def synthesize(
     """
     held_out = frozenset(map(question_key, held_out_questions))
     plan = StudyPlan.build(corpus.digest, teacher.identity, template_digest(tokenizer), config, held_out)
+    shards = missing_shards(folder, plan)
+    if shards:
+        tokenized = TokenizedCorpus.build(corpus, tokenizer)
+        for shard in shards:
+            make_shard(shard, tokenized, teacher, tokenizer, plan, held_out, folder, progress)
+    return complete(folder, plan, progress)
+
+
+def missing_shards(folder: Path, plan: StudyPlan) -> list[int]:
+    """Claim a folder for a study and tell which shards are to be made: any process may make any of them.
+
+    Raises:
+        DatasetError: The folder holds another study.
+    """
     plan.claim(folder)
+    if _finished(folder) is not None:
+        return []
+    config = plan.config
+    return [
+        shard
+        for shard in range(config.num_shards)
+        if not _is_whole(folder / shard_file(shard), plan, config.samples_of_chunk(config.chunks_of_shard(shard)[0])[0])
+    ]
+
+
+def make_shard(
+    shard: int,
+    corpus: TokenizedCorpus,
+    teacher: Teacher,
+    tokenizer: Any,
+    plan: StudyPlan,
+    held_out: Collection[str],
+    folder: Path,
+    progress: Progress = no_progress,
+) -> None:
+    """Make one shard of a claimed study: a fixed group of samples, which depends on the plan alone.
+
+    Args:
+        shard: Its index.
+        corpus: What is studied.
+        teacher: Plays both roles.
+        tokenizer: The base model's.
+        plan: Of the study.
+        held_out: Keys (`question_key`) of questions that must not be learnt.
+        folder: Of the study.
+        progress: Told about samples, as if all before this shard were made.
+
+    Raises:
+        TeacherError: The teacher cannot answer.
+    """
+    config = plan.config
+    samples: list[Sample] = []
+    for index in config.chunks_of_shard(shard):
+        indices = config.samples_of_chunk(index)
+        samples += study_chunk(draw_chunk(corpus, config, index), indices, teacher, tokenizer, config, held_out)
+        progress(indices[-1] + 1, config.num_conversations, "self-study")
+    write_shard(folder / shard_file(shard), samples, plan.digest)
+
+
+def complete(folder: Path, plan: StudyPlan, progress: Progress = no_progress) -> DatasetManifest:
+    """The manifest of a study whose shards are all there, written if it is not there yet.
+
+    Raises:
+        DatasetError: A shard is missing, or every conversation was dropped.
+    """
+    config = plan.config
+    progress(config.num_conversations, config.num_conversations, "self-study")
     if (finished := _finished(folder)) is not None:
-        progress(config.num_conversations, config.num_conversations, "self-study")
         return finished
-    tokenized = TokenizedCorpus.build(corpus, tokenizer)
-    for shard in range(config.num_shards):
-        path = folder / shard_file(shard)
-        chunks = config.chunks_of_shard(shard)
-        if not _is_whole(path, plan, config.samples_of_chunk(chunks[0])[0]):
-            samples: list[Sample] = []
-            for index in chunks:
-                indices = config.samples_of_chunk(index)
-                samples += study_chunk(
-                    draw_chunk(tokenized, config, index), indices, teacher, tokenizer, config, held_out
-                )
-                progress(indices[-1] + 1, config.num_conversations, "self-study")
-            write_shard(path, samples, plan.digest)
-        progress(config.samples_of_chunk(chunks[-1])[-1] + 1, config.num_conversations, "self-study")
     for leftover in folder.glob(f".{shard_file(0)[:5]}-*.tmp"):  # of writers that were killed
         leftover.unlink(missing_ok=True)
     manifest = DatasetManifest.of_folder(folder, plan)

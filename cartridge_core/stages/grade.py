@@ -9,7 +9,7 @@ from pathlib import Path
 from cartridge_core.baselines import BASELINES, ICL, ICL_TRUNCATED, LORA, NO_CONTEXT
 from cartridge_core.benchmarks import BENCHMARKS, Question, questions_digest
 from cartridge_core.errors import EvaluationError, NotFoundError
-from cartridge_core.evaluation import EvaluationConfig
+from cartridge_core.evaluation import ArmResult, EvaluationConfig
 from cartridge_core.manifest import STORAGE
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.report import EvaluationReport
@@ -20,6 +20,7 @@ from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import identity_of, model_key
 from cartridge_core.stages.registered import RegisteredCartridge
+from cartridge_core.stages.steps import Spread
 from cartridge_core.stages.store import Facts, Finished
 
 PLOT = "accuracy_vs_kv_bytes.png"
@@ -60,6 +61,7 @@ def grade(
     progress: Progress = no_progress,
     quantized: Sequence[str] = (),
     adapter: FittedAdapter | None = None,
+    spread: Spread | None = None,
 ) -> GradedCartridge:
     """Grade Cartridges against baselines on the same questions.
 
@@ -75,6 +77,7 @@ def grade(
         progress: Told about questions over all arms.
         quantized: Keys of `manifest.STORAGE`: the first Cartridge is graded quantised so too, as an arm of that name.
         adapter: A LoRA adapter trained beside the first Cartridge: graded as the arm `lora`.
+        spread: Does the arms somewhere; None grades one after the other here.
 
     Raises:
         EvaluationError: There is no Cartridge, no question, no such benchmark or storage, or an arm does not fit.
@@ -100,31 +103,28 @@ def grade(
     names = [*baselines, *([LORA] if adapter else ()), *cartridges, *quantized]
     exact = next(iter(cartridges.values()))
 
+    def graded(name: str, told: Progress = no_progress) -> ArmResult:
+        storage = name if name in quantized else None
+        cartridge = exact if storage else cartridges.get(name)
+        lora = adapter if name == LORA else None
+        return grade_arm(
+            settings, corpus, name, questions, benchmark, config, cartridge, memory, model, told, storage, lora
+        )
+
+    def grade_elsewhere(name: str) -> None:
+        graded(name)
+
     def work(directory: Path) -> Facts:
         results = []
+        if spread is not None:
+            # Each arm is a product of its own: what was graded elsewhere is found below.
+            spread(grade_elsewhere, names, lambda done: progress(done, len(names), "grading"))
         for index, name in enumerate(names):
 
             def overall(done: int, total: int, what: str, before: int = index) -> None:
                 progress(before * total + done, len(names) * total, what)
 
-            storage = name if name in quantized else None
-            cartridge = exact if storage else cartridges.get(name)
-            results.append(
-                grade_arm(
-                    settings,
-                    corpus,
-                    name,
-                    questions,
-                    benchmark,
-                    config,
-                    cartridge,
-                    memory,
-                    model,
-                    overall,
-                    storage,
-                    adapter if name == LORA else None,
-                )
-            )
+            results.append(graded(name, overall))
         report = EvaluationReport.build(
             corpus=corpus.load(),
             questions=questions,

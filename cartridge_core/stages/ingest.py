@@ -31,6 +31,11 @@ class IngestedCorpus:
         """Digest of the documents: the version."""
         return str(self.product.facts["digest"])
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Where it was first read from."""
+        return tuple(Path(source) for source in self.product.facts.get("sources", ()))
+
     def load(self) -> Corpus:
         """The documents."""
         return Corpus.load(self.product.directory)
@@ -69,7 +74,7 @@ def keep(settings: Settings, corpus: Corpus) -> IngestedCorpus:
 
     def work(directory: Path) -> Facts:
         corpus.save(directory)
-        return describe(corpus)
+        return describe(corpus) | {"sources": [str(Path(path).absolute()) for path in paths]}
 
     product = store_of(settings).run("ingest", inputs, work)
     with catalog_session(settings) as session:

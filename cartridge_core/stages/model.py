@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from cartridge_core.settings import Settings
@@ -13,6 +14,9 @@ from cartridge_core.settings import Settings
 if TYPE_CHECKING:
     from cartridge_core.manifest import BaseModelIdentity
     from cartridge_core.models import BaseModel
+
+_LENT = RLock()
+"""Held by the thread that has the model: training changes it, and generation hooks into it."""
 
 
 def model_name(settings: Settings, model: str | None) -> str:
@@ -52,6 +56,8 @@ def window_of(settings: Settings, model: str | None) -> int:
 def borrowed_model(settings: Settings, model: str | None, weights: str = "auto") -> Iterator[BaseModel]:
     """The base model, loaded at most once in a row; afterwards it is frozen and in evaluation mode, as it was before.
 
+    One thread has it at a time; others wait.
+
     Args:
         settings: Device and threads.
         model: Hub id or folder; None for the settings' own.
@@ -59,17 +65,18 @@ def borrowed_model(settings: Settings, model: str | None, weights: str = "auto")
     """
     import torch
 
-    threads = torch.get_num_threads()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    try:
-        base = _loaded(model_name(settings, model), settings.device, weights)
+    with _LENT:
+        threads = torch.get_num_threads()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         try:
-            yield base
+            base = _loaded(model_name(settings, model), settings.device, weights)
+            try:
+                yield base
+            finally:
+                base.model.eval().requires_grad_(False)
         finally:
-            base.model.eval().requires_grad_(False)
-    finally:
-        torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
 
 
 # A chain of stages asks for it at every step, and finding it reads the weights' bytes.

@@ -14,7 +14,8 @@ from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.selfstudy.plan import prompts_digest
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, model_key
+from cartridge_core.stages.model import model_key
+from cartridge_core.stages.steps import Spread
 from cartridge_core.stages.store import Facts, Finished
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def study(
     held_out: Sequence[Question] = (),
     model: str | None = None,
     progress: Progress = no_progress,
+    spread: Spread | None = None,
 ) -> StudiedDataset:
     """Let the model ask and answer about random chunks of the corpus; a killed run goes on where it stopped.
 
@@ -57,6 +59,7 @@ def study(
         held_out: Evaluation questions; a conversation that asks one of them is left out.
         model: Hub id or folder; None for the settings' own.
         progress: Told about conversations.
+        spread: Does the shards somewhere; None makes one after the other here. The dataset is the same.
 
     Raises:
         TeacherError: The model gave nothing usable.
@@ -70,19 +73,9 @@ def study(
     }
 
     def work(directory: Path) -> Facts:
-        from cartridge_core.selfstudy.synthesize import synthesize
-        from cartridge_core.teacher.local import LocalTeacher
+        from cartridge_core.stages.study_shard import study_shards
 
-        with borrowed_model(settings, model) as base:
-            manifest = synthesize(
-                corpus.load(),
-                LocalTeacher(base),
-                base.tokenizer,
-                config,
-                directory,
-                progress=progress,
-                held_out_questions=[question.question for question in held_out],
-            )
+        manifest = study_shards(settings, corpus, config, held_out, model, directory, progress, spread)
         return {
             "digest": manifest.digest,
             "num_conversations": manifest.num_conversations,

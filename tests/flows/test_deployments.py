@@ -31,6 +31,19 @@ def test_every_deployment_is_a_flow_of_that_name(deployment: dict[str, Any]) -> 
     assert flow.name == deployment["name"]
 
 
+def test_parameters_say_what_they_are_and_how_large_they_may_be() -> None:
+    for deployment in DEPLOYMENTS:
+        path, _, name = deployment["entrypoint"].partition(":")
+        schema = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name).parameters
+        for parameter, told in schema.properties.items():
+            assert told.get("description"), (name, parameter)
+            kinds = [told, *told.get("anyOf", ())]
+            for kind in kinds:
+                if kind.get("type") in ("integer", "number"):
+                    assert {"minimum", "exclusiveMinimum"} & set(kind), (name, parameter)
+                    assert "default" not in kind or kind["default"] is None or kind.get("minimum", 0) <= kind["default"]
+
+
 def prefect(server: str, *arguments: str, plugins: bool = True) -> subprocess.CompletedProcess[str]:
     """The `prefect` command as somebody types it in the checkout."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
@@ -53,7 +66,7 @@ def deployment_run(name: str, server: str, plugins: bool) -> subprocess.Complete
 
 def test_what_the_readme_says_deploys_and_a_worker_runs_it(prefect_server: str, workplace: Workplace) -> None:
     for pool in ("cpu", "gpu"):
-        made = prefect(prefect_server, "work-pool", "create", pool, "--type", "process")
+        made = prefect(prefect_server, "work-pool", "create", pool, "--type", "process", "--overwrite")
         assert made.returncode == 0, made.stderr
     deployed = prefect(prefect_server, "deploy", "--all")
     assert deployed.returncode == 0, deployed.stderr
@@ -61,6 +74,10 @@ def test_what_the_readme_says_deploys_and_a_worker_runs_it(prefect_server: str, 
     assert {deployment["name"] for deployment in DEPLOYMENTS} <= {found["name"] for found in listed}
 
     parameters = ["--param", "corpus=wards", "--param", f"paths={json.dumps([str(workplace.documents)])}"]
+    refused = prefect(prefect_server, "deployment", "run", "train-cartridge", *parameters, "--param", "num_tokens=-4")
+    assert refused.returncode != 0
+    assert "num_tokens" in refused.stdout + refused.stderr
+
     started = prefect(prefect_server, "deployment", "run", "ingest-corpus", *parameters)
     assert started.returncode == 0, started.stderr
     worked = prefect(prefect_server, "worker", "start", "--pool", "cpu", "--run-once")

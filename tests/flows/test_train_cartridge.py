@@ -9,8 +9,10 @@ from cartridge_core.catalog import catalog_session, list_cartridges
 from cartridge_core.errors import CorpusError
 from cartridge_core.publishing import PromotionGate
 from cartridge_core.stages.build import build
+from cartridge_core.stages.fit import _trained
 from cartridge_core.training.config import TrainingConfig
 from flows.fit_cartridge import fit_cartridge
+from flows.refresh_stale_cartridges import refresh_stale_cartridges
 from flows.reporting import terminal
 from flows.train_cartridge import train_cartridge
 from tests.talkative import STUDY, Workplace
@@ -59,8 +61,26 @@ def test_the_chain_runs_once_and_is_the_same_without_prefect(prefect_server: str
 
     artifacts = {artifact["key"] for artifact in httpx.post(f"{prefect_server}/artifacts/filter", json={}).json()}
     runs = {run["name"] for run in httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()}
-    assert {"evaluation", "promotion", "fit-cartridge", "synthesize-conversations"} <= artifacts
-    assert {"train wards", "ingest wards", "study wards", "fit wards", "evaluate wards"} <= runs
+    assert {"evaluation", "promotion", "fit-cartridge", "synthesize-conversations", "loss-curve"} <= artifacts
+    assert {"train wards · talkative · p=24", "fit wards · talkative · p=24", "ingest wards"} <= runs
+
+
+def test_a_changed_corpus_is_trained_again_from_its_last_cartridge(prefect_server: str, workplace: Workplace) -> None:
+    sizes = SIZES | {"study_config": workplace.study_file}
+    first = train_cartridge("wards", [workplace.documents], questions=workplace.questions, **sizes)
+    refresh = {"steps": SIZES["steps"], "study_config": workplace.study_file}
+    assert refresh_stale_cartridges(**refresh) == {"looked_at": ["wards"], "trained_again": []}
+    with (workplace.documents / "ward.md").open("a", encoding="utf-8") as stream:
+        stream.write("The ward of patient 12 is 84.\n")
+    assert refresh_stale_cartridges(**refresh)["trained_again"] == ["wards"]
+    with catalog_session(workplace.settings, read_only=True) as session:
+        newest = max(list_cartridges(session, "default", "wards"), key=lambda entry: entry.cartridge_id)
+    (warm,) = (c for c in _trained(workplace.settings) if c.digest == newest.digest)
+    started = warm.product.inputs["config"]["initialization_options"]
+    assert started["cartridge"] == first["cartridge"]["digest"]
+    assert newest.num_tokens == SIZES["num_tokens"]
+    # The gate lets so small a model pass in neither case; asking again trains nothing.
+    assert refresh_stale_cartridges(**refresh)["trained_again"] == []
 
 
 def test_without_questions_the_model_asks_them(prefect_server: str, workplace: Workplace) -> None:

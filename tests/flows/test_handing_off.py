@@ -1,0 +1,91 @@
+"""Handing a step off, against a real server; the worker that would take it is played here, between two looks at it."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Completed, Crashed, Failed
+
+from flows import handing_off
+from flows.handing_off import HandedOffError, hand_off
+from flows.reporting import result_key
+
+STEP = "handed-off-step"
+
+
+@flow(name=STEP)
+def step(number: int = 0) -> None:
+    """What is handed off; nobody runs it here."""
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as connected:
+        step.to_deployment(name=STEP).apply()
+        yield connected
+
+
+def newest(client: SyncPrefectClient) -> FlowRun:
+    return client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+
+
+def between_looks(monkeypatch: pytest.MonkeyPatch, *acts: Callable[[], None]) -> None:
+    """What a worker does, look for look."""
+    left = list(acts)
+    monkeypatch.setattr(handing_off, "sleep", lambda _: left.pop(0)())
+
+
+def ends(client: SyncPrefectClient, state: Callable[[], Any]) -> Callable[[], None]:
+    def end() -> None:
+        client.set_flow_run_state(newest(client).id, state(), force=True)
+
+    return end
+
+
+def tells(client: SyncPrefectClient, facts: dict[str, Any]) -> Callable[[], None]:
+    def tell() -> None:
+        run: UUID = newest(client).id
+        client.create_artifact(
+            ArtifactCreate(key=result_key(STEP), type="table", data=json.dumps([facts]), flow_run_id=run)
+        )
+
+    return tell
+
+
+def test_a_crashed_step_is_started_anew_and_its_result_comes_back(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"digest": "abc", "figures": {"score": 0.5}}
+    between_looks(monkeypatch, ends(client, Crashed), tells(client, facts), ends(client, Completed))
+    assert hand_off(STEP, {"number": 7, "other": None}) == facts
+    assert newest(client).parameters == {"number": 7}
+
+
+def test_a_failed_step_is_not_tried_again(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    between_looks(monkeypatch, ends(client, lambda: Failed(message="Too little memory.")))
+    with pytest.raises(HandedOffError, match="Too little memory"):
+        hand_off(STEP, {})
+
+
+def test_a_step_that_is_not_deployed_is_named(client: SyncPrefectClient) -> None:
+    with pytest.raises(HandedOffError, match="prefect deploy --all"):
+        hand_off("nobody-deployed-this", {})
+
+
+def test_who_waits_is_cancelled_and_so_is_the_step(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancelled() -> None:
+        raise KeyboardInterrupt  # as the signal that cancels a run, it is no Exception
+
+    between_looks(monkeypatch, cancelled)
+    with pytest.raises(KeyboardInterrupt):
+        hand_off(STEP, {})
+    state = newest(client).state
+    assert state is not None
+    assert state.type in (StateType.CANCELLING, StateType.CANCELLED)
