@@ -59,14 +59,20 @@ def ingest(
         SettingsError: The name does not match `[a-z0-9-]{1,63}`.
     """
     valid_name(name, "corpus")
-    ingested = keep(settings, read_corpus(name, [Path(path) for path in paths]))
+    ingested = keep(settings, read_corpus(name, [Path(path) for path in paths]), paths)
     total = int(ingested.product.facts["num_documents"])
     progress(total, total, "reading documents")
     return ingested
 
 
-def keep(settings: Settings, corpus: Corpus) -> IngestedCorpus:
-    """Make documents that were read a corpus version that the catalog knows. The same content is the same version."""
+def keep(settings: Settings, corpus: Corpus, paths: Sequence[Path | str] = ()) -> IngestedCorpus:
+    """Make documents that were read a corpus version that the catalog knows. The same content is the same version.
+
+    Args:
+        settings: Where store and catalog are, and whose corpus it is.
+        corpus: The documents.
+        paths: Where they can be read again; nowhere, for what is left after something was forgotten.
+    """
     name = corpus.name
     # The skipped files belong to the key, not to the digest: the report about them must be that of this reading.
     skipped = [{"uri": skip.uri, "reason": skip.reason} for skip in corpus.skipped]
