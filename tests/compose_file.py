@@ -1,4 +1,4 @@
-"""The compose file as its readers see it: variables filled in, services with their images' environment and health checks."""
+"""The compose file as its readers see it: variables filled in, services with what their images say."""
 
 import json
 import re
