@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu wheel clean distclean
+.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu stack-test infra-check env wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,15 @@ bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and sec
 
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
+
+stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, from documents to an answer: about 5 minutes
+	$(BIN)/python -m tests.proofs.stack_test $(BENCH_FLAGS)
+
+infra-check: $(STAMP)  ## Compose file, manifests and alerts by docker-compose, kubectl and promtool
+	$(BIN)/python -m tests.proofs.infra_check
+
+env:  ## Write .env for docker-compose.yml, with fresh secrets
+	@$(PYTHON) infra/make_env.py
 
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -1,4 +1,4 @@
-"""Make the stack's bucket, where there is none: `python make_bucket.py BUCKET`. A server that is not up is waited for."""
+"""Make the stack's bucket, where there is none: `python make_bucket.py BUCKET`. A server is waited for."""
 
 import sys
 import time

@@ -45,6 +45,7 @@ def test_every_variable_is_in_the_example_and_every_example_is_used() -> None:
 def test_ports_are_published_on_this_machine_only(service: Service) -> None:
     ports = service.declared.get("ports", ())
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports), ports
+    assert COMPOSE_FILE.read_text(encoding="utf-8").count('ports: ["${BIND:-127.0.0.1}:') >= bool(ports)
     unwatched = {
         name: one.declared.get("ports", ()) for name, one in SERVICES.items() if name in ("postgres", "s3", "vllm")
     }

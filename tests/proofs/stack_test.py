@@ -27,6 +27,7 @@ from cartridge_core.proof import FOLDER, write_proof
 from cartridge_core.reference.samples import Sample, write_sample
 from cartridge_core.reference.world import Scale
 from cartridge_core.settings import Settings
+from tests.compose_file import secret_names
 from tests.proofs.native_process import StackError
 from tests.proofs.native_stack import NativeStack, version_of
 
@@ -53,7 +54,6 @@ ASKED = {
             "catalog_rows",
             "catalog_alias",
             "answered_by_cartridge",
-            "answers_right",
             "metrics_scraped",
             "survived_mlflow_version",
             "survived_s3_object",
@@ -63,6 +63,8 @@ ASKED = {
         )
     },
     "unauthorized_refused": {"at_least": 1.0},
+    "share_right": {"at_least": 0.5},
+    "secrets_in_logs": {"at_most": 0.0},
     "run_seconds": {"at_most": 900.0},
 }
 
@@ -158,8 +160,7 @@ def answers(stack: NativeStack, entry: CatalogEntry, key: str, questions: Path) 
     return {
         "unauthorized_refused": float(refused),
         "answered_by_cartridge": served / len(asked),
-        "answers_right": float(right),
-        "questions": float(len(asked)),
+        "share_right": right / len(asked),
     }
 
 
@@ -216,6 +217,12 @@ def survived(stack: NativeStack, before: Mapping[str, float], entry: CatalogEntr
     }
 
 
+def secrets_in_logs(stack: NativeStack) -> int:
+    """Number of the stack's secrets that stand in some service's log."""
+    logs = "".join(path.read_text(encoding="utf-8", errors="replace") for path in (stack.state / "logs").iterdir())
+    return sum(stack.variables[name] in logs for name in secret_names())
+
+
 def main() -> int:
     """Run it; 1 where something asked for is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -246,7 +253,8 @@ def main() -> int:
         seconds |= {f"again_{name}": value for name, value in restarted.items()}
         figures |= survived(stack, found, entry, run)
         again = answers(stack, entry, key, documents / "questions.jsonl")
-        figures["survived_answer"] = float(again["answers_right"] == figures["answers_right"])
+        figures["secrets_in_logs"] = float(secrets_in_logs(stack))
+        figures["survived_answer"] = float(again["share_right"] == figures["share_right"])
     except (StackError, httpx.HTTPError) as error:
         problem = str(error)
         say.print(problem, style="red", markup=False)
