@@ -82,6 +82,18 @@ class NativeStack:
         )
         return self._started(process, seconds)
 
+    def superuser(self) -> dict[str, str]:
+        """Variables with which PostgreSQL's own programs reach it, as inside its container."""
+        where = {"PGHOST": "127.0.0.1", "PGPORT": str(self.ports["postgres"]), "PGUSER": "postgres"}
+        password = self.services["postgres"].environment["POSTGRES_PASSWORD"]
+        return (
+            {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(self.state)} | where | {"PGPASSWORD": password}
+        )
+
+    def forget_volume(self, name: str) -> None:
+        """Empty a named volume."""
+        shutil.rmtree(self.state / "volumes" / name)
+
     def start_postgres(self) -> float:
         """PostgreSQL on the declared volume; made by the declared script the first time."""
         binaries = _DEBIAN if _DEBIAN.is_dir() else Path(shutil.which("initdb") or "/nowhere").parent
@@ -96,11 +108,6 @@ class NativeStack:
             shutil.chown(data, "postgres")
         data.chmod(0o700)
         base = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(self.state)}
-        superuser = base | {
-            "PGHOST": "127.0.0.1",
-            "PGPORT": str(port),
-            "PGPASSWORD": service.environment["POSTGRES_PASSWORD"],
-        }
         if fresh:
             password = self.state / "password"
             password.write_text(service.environment["POSTGRES_PASSWORD"], encoding="utf-8")
@@ -117,7 +124,9 @@ class NativeStack:
         seconds = self._started(server, 60)
         if fresh:
             script = self._host_path(service, "/docker-entrypoint-initdb.d/init.sh")
-            run_job("init.sh", ["sh", str(script)], superuser | dict(service.environment), ROOT, self.log("postgres"))
+            run_job(
+                "init.sh", ["sh", str(script)], self.superuser() | dict(service.environment), ROOT, self.log("postgres")
+            )
         return seconds
 
     def start_s3(self) -> float:
@@ -169,6 +178,10 @@ class NativeStack:
     def log(self, name: str) -> Path:
         """Where a service's output goes."""
         return self.state / "logs" / f"{name}.log"
+
+    def run_job(self, name: str, *command: str) -> None:
+        """Run one of PostgreSQL's programs to its end."""
+        run_job(name, command, self.superuser(), self.state, self.log("postgres"))
 
     def host_path(self, name: str, path: str) -> Path:
         """Where a path inside a service's container lies on this machine."""

@@ -3,7 +3,8 @@
 Starts the services natively with the commands, variables and health checks that the compose file and the Dockerfiles
 declare, runs the deployment through Prefect's command line as the README writes it, and looks for what it must have
 left: the MLflow version, the object in S3, the catalog's row and alias, an answer from the gateway. Then everything but
-the S3 stand-in is stopped and started again, and all of it must still be there.
+the S3 stand-in is stopped and started again, and all of it must still be there. At last it is backed up, lost, and
+restored as docs/deploying.md says, and must answer as before.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from typing import Any
 import boto3
 import httpx
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, list_cartridges, resolve
+from cartridge_core.errors import CartridgeError
 from cartridge_core.proof import FOLDER, write_proof
 from cartridge_core.reference.samples import Sample, write_sample
 from cartridge_core.reference.world import Scale
@@ -30,6 +33,7 @@ from cartridge_core.settings import Settings
 from tests.compose_file import secret_names
 from tests.proofs.native_process import StackError
 from tests.proofs.native_stack import NativeStack, version_of
+from tests.proofs.stack_backup import back_up, lose_everything, restore
 
 CORPUS = "stack"
 SAMPLE = Sample("stack", Scale(8, 3, documents=1), 20)
@@ -60,6 +64,7 @@ ASKED = {
             "survived_catalog_alias",
             "survived_flow_run",
             "survived_answer",
+            "restored_answer",
         )
     },
     "unauthorized_refused": {"at_least": 1.0},
@@ -181,17 +186,26 @@ def scraped(stack: NativeStack) -> float:
     return 0.0
 
 
-def start_all(stack: NativeStack, say: Console) -> dict[str, float]:
-    """Start every service in the order of its dependencies; jobs run where their dependents wait for them."""
+def start_all(stack: NativeStack, say: Console, but: Sequence[str] = ()) -> dict[str, float]:
+    """Start every service in the order of its dependencies; jobs run where their dependents wait for them.
+
+    Args:
+        stack: What is started.
+        say: Told how long each took.
+        but: What is left out.
+    """
     seconds: dict[str, float] = {}
 
     def step(name: str, work: Any) -> None:
+        if name in but:
+            return
         started = time.monotonic()
         work()
         seconds[name] = round(time.monotonic() - started, 1)
         say.print(f"{name:<20}{seconds[name]:>6.1f} s", highlight=False)
 
-    step("postgres", stack.start_postgres)
+    if "postgres" not in stack.running:
+        step("postgres", stack.start_postgres)
     if "s3" not in stack.running:
         step("s3", stack.start_s3)
     step("bucket", lambda: stack.job("bucket"))
@@ -253,9 +267,17 @@ def main() -> int:
         seconds |= {f"again_{name}": value for name, value in restarted.items()}
         figures |= survived(stack, found, entry, run)
         again = answers(stack, entry, key, documents / "questions.jsonl")
-        figures["secrets_in_logs"] = float(secrets_in_logs(stack))
         figures["survived_answer"] = float(again["share_right"] == figures["share_right"])
-    except (StackError, httpx.HTTPError) as error:
+        back_up(stack, state / "backup")
+        lose_everything(stack)
+        say.print("everything lost; restored")
+        restore(stack, state / "backup")
+        start_all(stack, say, but=("prefect", "deploy", "worker-cpu", "worker-gpu-on-cpu"))
+        found_again, _ = stored(stack)
+        again = answers(stack, entry, key, documents / "questions.jsonl")
+        figures["restored_answer"] = float(again["share_right"] == figures["share_right"] and found_again == found)
+        figures["secrets_in_logs"] = float(secrets_in_logs(stack))
+    except (StackError, CartridgeError, MlflowException, httpx.HTTPError) as error:
         problem = str(error)
         say.print(problem, style="red", markup=False)
     finally:
