@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu stack-test infra-check env wheel clean distclean
+.PHONY: help setup quickstart serve test lint format types reference-model bench-train bench-recipe bench-gpu stack-test stack-test-gpu infra-check env wheel clean distclean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA de
 
 stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, from documents to an answer: about 5 minutes
 	$(BIN)/python -m tests.proofs.stack_test $(BENCH_FLAGS)
+
+stack-test-gpu: $(STAMP)  ## The same in the profile gpu: vLLM behind the gateway, on this machine's CPU (make vllm-setup first)
+	$(BIN)/python -m tests.proofs.stack_test --profile gpu $(BENCH_FLAGS)
 
 infra-check: $(STAMP)  ## Compose file, manifests and alerts by docker-compose, kubectl and promtool
 	$(BIN)/python -m tests.proofs.infra_check

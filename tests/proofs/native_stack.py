@@ -18,8 +18,18 @@ from pathlib import Path
 from tests.compose_file import ROOT, Service, example_variables, secret_names, services
 from tests.proofs.native_process import NativeProcess, StackError, run_job
 
-PORTS = {"postgres": 5432, "s3": 8333, "mlflow": 5000, "prefect": 4200, "gateway": 8000, "prometheus": 9090}
-"""Port of each service in its container."""
+PORTS = {
+    "postgres": 5432,
+    "s3": 8333,
+    "mlflow": 5000,
+    "prefect": 4200,
+    "gateway": 8000,
+    "vllm": 8001,
+    "prometheus": 9090,
+}
+"""Port of each host name in its container."""
+VLLM_ENVIRONMENT = ROOT / os.environ.get("VENV_VLLM", ".venv-vllm")
+"""Where `make vllm-setup` puts vLLM's own environment."""
 WORKER_PORT = 8080
 """Where every worker answers its health check, in its own container."""
 _AS_THEY_ARE = frozenset({"MLFLOW_SERVER_ALLOWED_HOSTS"})
@@ -33,18 +43,22 @@ class NativeStack:
     Args:
         state: Empty folder for volumes, logs and homes.
         documents: What flows see as /documents.
-        profile: `cpu`, or `gpu` without vLLM's service.
+        profile: `cpu`, or `gpu`: the gateway in front of vLLM, everything on this machine's CPU.
     """
 
-    def __init__(self, state: Path, documents: Path, profile: str = "cpu") -> None:
+    def __init__(self, state: Path, documents: Path, profile: str) -> None:
         self.state = state
+        self.gateway, self.trainer = (
+            ("gateway-vllm", "worker-gpu") if profile == "gpu" else ("gateway", "worker-gpu-on-cpu")
+        )
         self.variables = example_variables() | {name: secrets.token_hex(20) for name in secret_names()}
-        self.variables["DOCUMENTS"] = str(documents)
+        # On a CPU it is a share of the host's memory.
+        self.variables |= {"DOCUMENTS": str(documents), "VLLM_GPU_SHARE": "0.2"}
         self.services = {name: one for name, one in services(self.variables).items() if one.runs_in(profile)}
         self.ports = {name: free_port() for name in PORTS}
         self._own_ports = {name: free_port() for name in self.services}
         self.running: dict[str, NativeProcess] = {}
-        for folder in ("logs", "homes", "volumes"):
+        for folder in ("logs", "homes", "volumes", "configurations"):
             (state / folder).mkdir(parents=True, exist_ok=True)
         state.chmod(0o755)
 
@@ -81,6 +95,21 @@ class NativeStack:
             health=[self._mapped(word, service) for word in service.health],
         )
         return self._started(process, seconds)
+
+    def start_vllm(self, seconds: float = 600) -> float:
+        """vLLM in its own environment, with what it needs to run on a CPU."""
+        if not (VLLM_ENVIRONMENT / "bin" / "cartridge").exists():
+            raise StackError(f"{VLLM_ENVIRONMENT} is not there: make vllm-setup")
+        service = self.services["vllm"]
+        environment = self.environment("vllm")
+        environment |= {
+            "PATH": f"{VLLM_ENVIRONMENT}/bin{os.pathsep}{environment['PATH']}",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [*self._command(service), "--block-size", "32", "--max-model-len", "4096"]
+        health = [self._mapped(word, service) for word in service.health]
+        return self._started(NativeProcess("vllm", command, environment, ROOT, self.log("vllm"), health), seconds)
 
     def superuser(self) -> dict[str, str]:
         """Variables with which PostgreSQL's own programs reach it, as inside its container."""
@@ -204,6 +233,10 @@ class NativeStack:
         return volume
 
     def _mapped(self, text: str, service: Service) -> str:
+        if text.startswith("infra/") and text.endswith(".toml"):
+            copy = self.state / "configurations" / Path(text).name
+            copy.write_text(self._mapped((ROOT / text).read_text(encoding="utf-8"), service), encoding="utf-8")
+            return str(copy)
         for path in service.volumes:
             whole = rf"(?<![\w/.-]){re.escape(path)}(?![\w.-])"
             text = re.sub(whole, str(self._host_path(service, path)), text)

@@ -109,7 +109,7 @@ def run_deployment(stack: NativeStack, seconds: float) -> str:
 def stored(stack: NativeStack) -> tuple[dict[str, float], CatalogEntry]:
     """What MLflow, S3 and the catalog have of the Cartridge, each asked by its own client, and the catalog's entry."""
     settings = Settings(
-        catalog_url=stack.environment("gateway")["CARTRIDGE_CATALOG_URL"], mlflow_tracking_uri=stack.url("mlflow")
+        catalog_url=stack.environment(stack.gateway)["CARTRIDGE_CATALOG_URL"], mlflow_tracking_uri=stack.url("mlflow")
     )
     with catalog_session(settings, read_only=True) as session:
         rows = list_cartridges(session, settings.tenant, CORPUS)
@@ -133,7 +133,7 @@ def stored(stack: NativeStack) -> tuple[dict[str, float], CatalogEntry]:
 
 def stored_objects(stack: NativeStack, entry: CatalogEntry) -> tuple[Any, list[str]]:
     """A client of the bucket, and the keys of the Cartridge's files."""
-    variables = stack.environment("gateway")
+    variables = stack.environment(stack.gateway)
     client = boto3.client(
         "s3",
         endpoint_url=variables["AWS_ENDPOINT_URL"],
@@ -213,9 +213,11 @@ def start_all(stack: NativeStack, say: Console, but: Sequence[str] = ()) -> dict
     step("mlflow", lambda: stack.start("mlflow"))
     step("prefect", lambda: stack.start("prefect"))
     step("deploy", lambda: stack.job("deploy"))
-    for worker in ("worker-cpu", "worker-gpu-on-cpu"):
+    for worker in ("worker-cpu", stack.trainer):
         step(worker, lambda worker=worker: stack.start(worker))
-    step("gateway", lambda: stack.start("gateway"))
+    if "vllm" in stack.services:
+        step("vllm", stack.start_vllm)
+    step(stack.gateway, lambda: stack.start(stack.gateway))
     return seconds
 
 
@@ -242,18 +244,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, help="empty folder for volumes and logs, kept afterwards")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the report goes")
+    parser.add_argument("--profile", choices=("cpu", "gpu"), default="cpu", help="gpu: the gateway in front of vLLM")
     options = parser.parse_args()
     say, began = Console(), time.time()
     state = options.state or Path(tempfile.mkdtemp(prefix="stack-"))
     documents = write_sample(SAMPLE, state / "documents")
     (documents / "study.toml").write_text(STUDY, encoding="utf-8")
-    stack = NativeStack(state, documents)
+    stack = NativeStack(state, documents, options.profile)
     figures: dict[str, float] = {}
     seconds: dict[str, float] = {}
     problem = ""
     try:
         seconds = start_all(stack, say)
-        key = json.loads(stack.run_in("gateway", "cartridge", "key", "create", "application", "--json"))["token"]
+        key = json.loads(stack.run_in(stack.gateway, "cartridge", "key", "create", "application", "--json"))["token"]
         started = time.monotonic()
         run = run_deployment(stack, seconds=900)
         figures |= {"run_completed": 1.0, "run_seconds": time.monotonic() - started}
@@ -272,7 +275,7 @@ def main() -> int:
         lose_everything(stack)
         say.print("everything lost; restored")
         restore(stack, state / "backup")
-        start_all(stack, say, but=("prefect", "deploy", "worker-cpu", "worker-gpu-on-cpu"))
+        start_all(stack, say, but=("prefect", "deploy", "worker-cpu", stack.trainer))
         found_again, _ = stored(stack)
         again = answers(stack, entry, key, documents / "questions.jsonl")
         figures["restored_answer"] = float(again["share_right"] == figures["share_right"] and found_again == found)
@@ -290,7 +293,8 @@ def main() -> int:
         "prometheus": version_of("prometheus", "--version") if shutil.which("prometheus") else "not installed",
         "problem": problem,
     }
-    proof = write_proof("stack-test", "make stack-test", figures, ASKED, began, extra=extra, folder=options.folder)
+    target = "stack-test" if options.profile == "cpu" else f"stack-test-{options.profile}"
+    proof = write_proof(target, f"make {target}", figures, ASKED, began, extra=extra, folder=options.folder)
     if proof.ok and options.state is None:
         shutil.rmtree(state, ignore_errors=True)
     else:
