@@ -166,3 +166,13 @@ def test_no_secret_is_in_the_checkout() -> None:
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     assert all(re.search(rf"^{name}=$", text, flags=re.MULTILINE) for name in secret_names())
     assert ".env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deploying.md"])
+def test_the_pages_name_every_port_and_volume(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for service in SERVICES.values():
+        for port in service.declared.get("ports", ()):
+            assert f"| {port.split(':')[1]} |" in text, port
+    for volume in read_compose(example_variables())["volumes"]:
+        assert f"`{volume}`" in text, volume
