@@ -65,7 +65,7 @@ bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and sec
 bench-gpu: $(STAMP)  ## Training speed at Llama 3B and 8B shape (needs a CUDA device)
 	$(BIN)/python -m tests.proofs.bench_gpu $(BENCH_FLAGS)
 
-stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, from documents to an answer: about 5 minutes
+stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, from documents to an answer: 4 to 9 minutes
 	$(BIN)/python -m tests.proofs.stack_test $(BENCH_FLAGS)
 
 stack-test-gpu: $(STAMP)  ## The same in the profile gpu: vLLM behind the gateway, on this machine's CPU (make vllm-setup first)
