@@ -112,6 +112,18 @@ bench-gateway: $(STAMP)  ## The gateway against its engine asked directly (BENCH
 bench-catalog: $(STAMP)  ## A catalog of 100,000 Cartridges on PostgreSQL: times of its questions (about three minutes)
 	$(BIN)/python -m tests.proofs.bench_catalog $(BENCH_FLAGS)
 
+stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, from documents to an answer: 4 to 9 minutes
+	$(BIN)/python -m tests.proofs.stack_test $(BENCH_FLAGS)
+
+stack-test-gpu: $(STAMP) $(VLLM_STAMP)  ## The same in the profile gpu: vLLM behind the gateway, on this machine's CPU (about 6 minutes)
+	$(BIN)/python -m tests.proofs.stack_test --profile gpu $(BENCH_FLAGS)
+
+infra-check: $(STAMP)  ## Compose file, manifests and alerts by docker-compose, kubectl and promtool
+	$(BIN)/python -m tests.proofs.infra_check
+
+env:  ## Write .env for docker-compose.yml, with fresh secrets
+	@$(PYTHON) infra/make_env.py
+
 wheel: $(STAMP)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 

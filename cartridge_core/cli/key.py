@@ -1,5 +1,9 @@
 """`cartridge key`: API keys of the gateway."""
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +13,7 @@ from cartridge_core.catalog.api_keys import create_api_key, list_api_keys, revok
 from cartridge_core.cli.actor import actor
 from cartridge_core.cli.app import new_app
 from cartridge_core.cli.console import JsonOption, facts, listing, show
+from cartridge_core.errors import SettingsError
 from cartridge_core.settings import Settings
 
 app = new_app("API keys of the gateway.")
@@ -20,6 +25,7 @@ def create(
     corpus: Annotated[list[str] | None, typer.Option(help="A corpus that it opens; may be repeated.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="It may load, pin, promote and roll back.")] = False,
     requests_per_minute: Annotated[int | None, typer.Option(help="Most requests a minute.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write the key to, instead of showing it.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key for the settings' tenant. It is shown once and kept nowhere.
@@ -27,7 +33,7 @@ def create(
     Example: `cartridge key create intranet --corpus handbook --requests-per-minute 600`
     """
     settings = Settings()
-    with catalog_session(settings) as session:
+    with _new_file(to) as write, catalog_session(settings) as session:
         key, token = create_api_key(
             session,
             settings.tenant,
@@ -37,14 +43,18 @@ def create(
             requests_per_minute=requests_per_minute,
             actor=actor(),
         )
+        write(token)
     rows = {
-        "key": token,
+        "key": token if to is None else None,
+        "file": None if to is None else str(to),
         "id": key.key_id,
         "corpora": "all" if key.corpora is None else ", ".join(key.corpora),
         "operator": "yes" if key.operator else None,
         "a minute": key.requests_per_minute,
     }
-    show(key.model_dump(mode="json") | {"token": token}, as_json, facts(f"Key {name}: shown this once", rows))
+    title = f"Key {name}: shown this once" if to is None else f"Key {name}"
+    record = key.model_dump(mode="json") | ({"token": token} if to is None else {"file": str(to)})
+    show(record, as_json, facts(title, rows))
 
 
 @app.command("list")
@@ -85,3 +95,23 @@ def revoke(
     with catalog_session(settings) as session:
         key = revoke_api_key(session, settings.tenant, key_id, actor=actor())
     show(key.model_dump(mode="json"), as_json, facts(f"Revoked {key.name}", {"id": key.key_id, "at": key.revoked_at}))
+
+
+@contextmanager
+def _new_file(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """Something that writes a secret into a file that was not there, for its owner only; without a path, nowhere."""
+    if path is None:
+        yield lambda secret: None
+        return
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise SettingsError(
+            f"The key cannot be written to {path}: {error.strerror}.", "Name a new file in a folder that is there."
+        ) from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            yield stream.write
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,36 @@
+# Flows on NVIDIA GPUs: torch brings its CUDA libraries, the host its driver (NVIDIA container toolkit).
+#   docker build -f docker/worker-gpu.Dockerfile -t cartridge-foundry/worker-gpu .
+FROM python:3.11.14-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python -m venv /opt/cartridge
+ENV PATH=/opt/cartridge/bin:$PATH
+COPY constraints.txt ./
+# By itself and first: a change of our code does not fetch it again.
+RUN pip install -c constraints.txt torch==2.13.0
+COPY . .
+RUN pip install -c constraints.txt '.[eval,flows,peft,postgres,registry,train]'
+
+FROM python:3.11.14-slim-bookworm
+# FlexAttention's kernels are compiled where they run.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+RUN useradd --uid 1000 --create-home cartridge \
+    && install -d -o cartridge -g cartridge /app /keys /var/lib/cartridge /var/lib/prefect
+COPY --from=build /opt/cartridge /opt/cartridge
+WORKDIR /app
+COPY prefect.toml prefect.yaml ./
+COPY flows ./flows
+COPY infra ./infra
+ENV PATH=/opt/cartridge/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    CARTRIDGE_HOME=/var/lib/cartridge \
+    PREFECT_PLUGINS_ENABLED=true \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 1000
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=4 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health', timeout=5)"]
+CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--with-healthcheck"]

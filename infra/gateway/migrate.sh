@@ -1,0 +1,7 @@
+#!/bin/sh
+# The catalog's schema, and an operator's key in the file $1 for whoever scrapes the gateway. Does nothing twice.
+set -eu
+cartridge catalog upgrade
+test -s "$1" || cartridge key create prometheus --operator --to "$1"
+# Prometheus runs as another user. The volume is mounted nowhere else.
+chmod 0644 "$1"

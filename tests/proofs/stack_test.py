@@ -1,0 +1,306 @@
+"""`make stack-test`: the stack of docker-compose.yml without containers, from documents to an answer, and once more.
+
+Starts the services natively with the commands, variables and health checks that the compose file and the Dockerfiles
+declare, runs the deployment through Prefect's command line as the README writes it, and looks for what it must have
+left: the MLflow version, the object in S3, the catalog's row and alias, an answer from the gateway. Then everything but
+the S3 stand-in is stopped and started again, and all of it must still be there. At last it is backed up, lost, and
+restored as docs/deploying.md says, and must answer as before.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from rich.console import Console
+
+from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, list_cartridges, resolve
+from cartridge_core.errors import CartridgeError
+from cartridge_core.proof import FOLDER, write_proof
+from cartridge_core.reference.samples import Sample, write_sample
+from cartridge_core.reference.world import Scale
+from cartridge_core.settings import Settings
+from tests.compose_file import secret_names
+from tests.proofs.native_process import StackError
+from tests.proofs.native_stack import NativeStack, version_of
+from tests.proofs.stack_backup import back_up, lose_everything, restore
+
+CORPUS = "stack"
+SAMPLE = Sample("stack", Scale(8, 3, documents=1), 20)
+STUDY = """num_conversations = 384
+conversations_per_chunk = 64
+max_tokens_a = 48
+max_tokens_b = 96
+[chunk]
+min_tokens = 128
+max_tokens = 256
+"""
+ASKED = {
+    **{
+        name: {"at_least": 1.0}
+        for name in (
+            "run_completed",
+            "mlflow_version",
+            "mlflow_alias_agrees",
+            "mlflow_answers_by_its_name",
+            "s3_objects",
+            "s3_manifest_agrees",
+            "catalog_rows",
+            "catalog_alias",
+            "answered_by_cartridge",
+            "metrics_scraped",
+            "survived_mlflow_version",
+            "survived_s3_object",
+            "survived_catalog_alias",
+            "survived_flow_run",
+            "survived_answer",
+            "restored_answer",
+        )
+    },
+    "unauthorized_refused": {"at_least": 1.0},
+    "share_right": {"at_least": 0.5},
+    "secrets_in_logs": {"at_most": 0.0},
+    "run_seconds": {"at_most": 900.0},
+}
+
+
+def run_deployment(stack: NativeStack, seconds: float) -> str:
+    """`prefect deployment run train-cartridge ...` where `docker compose exec worker-cpu` would run it; the run's id.
+
+    Raises:
+        StackError: The run did not complete in time.
+    """
+    parameters = {
+        "corpus": CORPUS,
+        "paths": json.dumps([str(stack.host_path("worker-cpu", "/documents/documents"))]),
+        "questions": str(stack.host_path("worker-cpu", "/documents/questions.jsonl")),
+        "study_config": str(stack.host_path("worker-cpu", "/documents/study.toml")),
+        "num_tokens": "32",
+        "steps": "150",
+        "min_share_of_icl": "0.5",
+    }
+    words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
+    stack.run_in("worker-cpu", "prefect", "deployment", "run", "train-cartridge", *words)
+    api = f"{stack.url('prefect')}/api"
+    wanted = {"flows": {"name": {"any_": ["train-cartridge"]}}}
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for run in httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=30).json():
+            if run["state_type"] == "COMPLETED":
+                return str(run["id"])
+            if run["state_type"] in ("FAILED", "CRASHED", "CANCELLED"):
+                logs = httpx.post(f"{api}/logs/filter", json={"limit": 200}, timeout=30).json()
+                said = "\n".join(line["message"] for line in logs if line["level"] >= 30)
+                raise StackError(f"The run ended as {run['state_type']}: {run['state']['message']}\n{said}")
+        time.sleep(2)
+    raise StackError(f"The run did not end within {seconds:.0f} s.\n{stack.running['worker-cpu'].tail()}")
+
+
+def stored(stack: NativeStack) -> tuple[dict[str, float], CatalogEntry]:
+    """What MLflow, S3 and the catalog have of the Cartridge, each asked by its own client, and the catalog's entry."""
+    settings = Settings(
+        catalog_url=stack.environment(stack.gateway)["CARTRIDGE_CATALOG_URL"], mlflow_tracking_uri=stack.url("mlflow")
+    )
+    with catalog_session(settings, read_only=True) as session:
+        rows = list_cartridges(session, settings.tenant, CORPUS)
+        entry = resolve(session, settings.tenant, CORPUS)
+    model = MlflowClient(tracking_uri=stack.url("mlflow")).get_model_version_by_alias(str(entry.model_name), CHAMPION)
+    bucket, objects = stored_objects(stack, entry)
+    manifest = next(key for key in objects if key.endswith("manifest.json"))
+    body = bucket.get_object(Bucket=stack.variables["S3_BUCKET"], Key=manifest)["Body"].read()
+    by_name = httpx.get(f"{stack.url('mlflow')}/", headers={"host": "mlflow:5000"}, timeout=30)
+    foreign = httpx.get(f"{stack.url('mlflow')}/", headers={"host": "example.org"}, timeout=30)
+    return {
+        "mlflow_version": float(model.version),
+        "mlflow_alias_agrees": float(model.tags["cartridge_digest"] == entry.digest),
+        "mlflow_answers_by_its_name": float(by_name.status_code == 200 and foreign.status_code == 403),
+        "s3_objects": float(len(objects)),
+        "s3_manifest_agrees": float(json.loads(body) == json.loads(entry.manifest.model_dump_json())),
+        "catalog_rows": float(len(rows)),
+        "catalog_alias": float(CHAMPION in entry.aliases),
+    }, entry
+
+
+def stored_objects(stack: NativeStack, entry: CatalogEntry) -> tuple[Any, list[str]]:
+    """A client of the bucket, and the keys of the Cartridge's files."""
+    variables = stack.environment(stack.gateway)
+    client = boto3.client(
+        "s3",
+        endpoint_url=variables["AWS_ENDPOINT_URL"],
+        aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+        region_name=variables["AWS_DEFAULT_REGION"],
+    )
+    found = client.list_objects_v2(Bucket=stack.variables["S3_BUCKET"], Prefix=f"artifacts/{entry.artifact_key}/")
+    return client, [content["Key"] for content in found.get("Contents", ())]
+
+
+def answers(stack: NativeStack, entry: CatalogEntry, key: str, questions: Path) -> dict[str, float]:
+    """Ask the gateway every question as an application would."""
+    asked = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    right = served = 0
+    with httpx.Client(base_url=stack.url("gateway"), timeout=60) as client:
+        refused = client.post("/v1/chat/completions", json={"model": CORPUS, "messages": []}).status_code == 401
+        for question in asked:
+            body = {
+                "model": CORPUS,
+                "messages": [{"role": "user", "content": question["question"]}],
+                "temperature": 0,
+                "max_tokens": 32,
+            }
+            reply = client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+            content = reply.raise_for_status().json()
+            served += content["cartridge"]["served"] == "cartridge" and content["cartridge"]["digest"] == entry.digest
+            right += question["answer"] in content["choices"][0]["message"]["content"]
+    return {
+        "unauthorized_refused": float(refused),
+        "answered_by_cartridge": served / len(asked),
+        "share_right": right / len(asked),
+    }
+
+
+def scraped(stack: NativeStack) -> float:
+    """Whether the gateway's numbers are read: by Prometheus where it is installed, else with its key."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        key = stack.host_path("prometheus", "/keys/prometheus").read_text(encoding="utf-8")
+        text = httpx.get(f"{stack.url('gateway')}/metrics", headers={"authorization": f"Bearer {key}"}).text
+        return float("cartridge_requests_total" in text)
+    stack.start_prometheus(binary)
+    for _ in range(30):
+        query = {"query": "sum(cartridge_requests_total)"}
+        found = httpx.get(f"{stack.url('prometheus')}/api/v1/query", params=query).json()["data"]["result"]
+        if found and float(found[0]["value"][1]) > 0:
+            return 1.0
+        time.sleep(1)
+    return 0.0
+
+
+def start_all(stack: NativeStack, say: Console, but: Sequence[str] = ()) -> dict[str, float]:
+    """Start every service in the order of its dependencies; jobs run where their dependents wait for them.
+
+    Args:
+        stack: What is started.
+        say: Told how long each took.
+        but: What is left out.
+    """
+    seconds: dict[str, float] = {}
+
+    def step(name: str, work: Any) -> None:
+        if name in but:
+            return
+        started = time.monotonic()
+        work()
+        seconds[name] = round(time.monotonic() - started, 1)
+        say.print(f"{name:<20}{seconds[name]:>6.1f} s", highlight=False)
+
+    if "postgres" not in stack.running:
+        step("postgres", stack.start_postgres)
+    if "s3" not in stack.running:
+        step("s3", stack.start_s3)
+    step("bucket", lambda: stack.job("bucket"))
+    step("migrate", lambda: stack.job("migrate"))
+    step("mlflow", lambda: stack.start("mlflow"))
+    step("prefect", lambda: stack.start("prefect"))
+    step("deploy", lambda: stack.job("deploy"))
+    for worker in ("worker-cpu", stack.trainer):
+        step(worker, lambda worker=worker: stack.start(worker))
+    if "vllm" in stack.services:
+        step("vllm", stack.start_vllm)
+    step(stack.gateway, lambda: stack.start(stack.gateway))
+    return seconds
+
+
+def survived(stack: NativeStack, before: Mapping[str, float], entry: CatalogEntry, run: str) -> dict[str, float]:
+    """What is still there after the restart, apart from the answers."""
+    now, again = stored(stack)
+    state = httpx.get(f"{stack.url('prefect')}/api/flow_runs/{run}", timeout=30).json()["state_type"]
+    return {
+        "survived_mlflow_version": float(now["mlflow_version"] == before["mlflow_version"]),
+        "survived_s3_object": float(now["s3_objects"] == before["s3_objects"]),
+        "survived_catalog_alias": float(again.digest == entry.digest and CHAMPION in again.aliases),
+        "survived_flow_run": float(state == "COMPLETED"),
+    }
+
+
+def secrets_in_logs(stack: NativeStack) -> int:
+    """Number of the stack's secrets that stand in some service's log."""
+    logs = "".join(path.read_text(encoding="utf-8", errors="replace") for path in (stack.state / "logs").iterdir())
+    return sum(stack.variables[name] in logs for name in secret_names())
+
+
+def main() -> int:
+    """Run it; 1 where something asked for is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, help="empty folder for volumes and logs, kept afterwards")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the report goes")
+    parser.add_argument("--profile", choices=("cpu", "gpu"), default="cpu", help="gpu: the gateway in front of vLLM")
+    options = parser.parse_args()
+    say, began = Console(), time.time()
+    state = options.state or Path(tempfile.mkdtemp(prefix="stack-"))
+    documents = write_sample(SAMPLE, state / "documents")
+    (documents / "study.toml").write_text(STUDY, encoding="utf-8")
+    stack = NativeStack(state, documents, options.profile)
+    figures: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    problem = ""
+    try:
+        seconds = start_all(stack, say)
+        key = json.loads(stack.run_in(stack.gateway, "cartridge", "key", "create", "application", "--json"))["token"]
+        started = time.monotonic()
+        run = run_deployment(stack, seconds=900)
+        figures |= {"run_completed": 1.0, "run_seconds": time.monotonic() - started}
+        say.print(f"{'train-cartridge':<20}{figures['run_seconds']:>6.1f} s", highlight=False)
+        found, entry = stored(stack)
+        figures |= found | answers(stack, entry, key, documents / "questions.jsonl")
+        figures["metrics_scraped"] = scraped(stack)
+        stack.stop(keep=["s3"])
+        say.print("stopped; once more")
+        restarted = start_all(stack, say)
+        seconds |= {f"again_{name}": value for name, value in restarted.items()}
+        figures |= survived(stack, found, entry, run)
+        again = answers(stack, entry, key, documents / "questions.jsonl")
+        figures["survived_answer"] = float(again["share_right"] == figures["share_right"])
+        back_up(stack, state / "backup")
+        lose_everything(stack)
+        say.print("everything lost; restored")
+        restore(stack, state / "backup")
+        start_all(stack, say, but=("prefect", "deploy", "worker-cpu", stack.trainer))
+        found_again, _ = stored(stack)
+        again = answers(stack, entry, key, documents / "questions.jsonl")
+        figures["restored_answer"] = float(again["share_right"] == figures["share_right"] and found_again == found)
+        figures["secrets_in_logs"] = float(secrets_in_logs(stack))
+    except (StackError, CartridgeError, MlflowException, httpx.HTTPError) as error:
+        problem = str(error)
+        say.print(problem, style="red", markup=False)
+    finally:
+        with suppress(KeyboardInterrupt):
+            stack.stop()
+    extra = {
+        "seconds_by_service": seconds,
+        "python": sys.version.split()[0],
+        "s3": f"moto {version_of(sys.executable, '-c', 'import moto; print(moto.__version__)')}",
+        "prometheus": version_of("prometheus", "--version") if shutil.which("prometheus") else "not installed",
+        "problem": problem,
+    }
+    target = "stack-test" if options.profile == "cpu" else f"stack-test-{options.profile}"
+    proof = write_proof(target, f"make {target}", figures, ASKED, began, extra=extra, folder=options.folder)
+    if proof.ok and options.state is None:
+        shutil.rmtree(state, ignore_errors=True)
+    else:
+        say.print(f"Logs are in {state}/logs", highlight=False)
+    return 0 if proof.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
