@@ -106,7 +106,7 @@ soak: $(STAMP)  ## 200 streams for ten minutes: none lost, memory flat (BENCH_FL
 bench-serve: $(STAMP) $(VLLM_STAMP)  ## Cartridge against ICL on real vLLM: throughput, first token, memory (about 40 minutes)
 	$(BIN)/python -m tests.proofs.bench_serve $(BENCH_FLAGS)
 
-bench-gateway: $(STAMP)  ## The gateway against its engine asked directly (BENCH_FLAGS="--engine-url URL --gateway-url URL")
+bench-gateway: $(STAMP) $(VLLM_STAMP)  ## The gateway against vLLM asked directly (about 10 minutes)
 	$(BIN)/python -m tests.proofs.gateway_overhead $(BENCH_FLAGS)
 
 bench-catalog: $(STAMP)  ## A catalog of 100,000 Cartridges on PostgreSQL: times of its questions (about three minutes)

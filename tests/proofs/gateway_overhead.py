@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -26,6 +27,7 @@ from cartridge_core.rendering import bare_prefix_token_ids, render_turns
 from cartridge_core.serving.prompt import ServedModel, read_served_model
 from cartridge_core.settings import Settings
 from tests.proofs.http_load import Load, Outcome, Target, command_line, median, run_load
+from tests.proofs.vllm_gateway import vllm_and_gateway
 
 ASKED: dict[str, dict[str, float] | Bound] = {
     "gateway_overhead_ms_p50": {"at_most": 3.0},
@@ -130,7 +132,13 @@ def _lost(outcomes: list[Outcome], tokens: int) -> int:
 
 
 def sides_of(
-    engine: str, gateway: str, model: ServedModel, served_as: str, tokens: int, key: str | None = None
+    engine: str,
+    gateway: str,
+    model: ServedModel,
+    served_as: str,
+    tokens: int,
+    key: str | None = None,
+    never: int | None = None,
 ) -> Sides:
     """Questions to a base model on both ways, without a Cartridge.
 
@@ -141,12 +149,20 @@ def sides_of(
         served_as: What the engine calls it.
         tokens: Length of the answers.
         key: The gateway's API key.
+        never: A token that must not come: the end of a model whose answers would be shorter.
     """
     front = bare_prefix_token_ids(model.tokenizer)
     texts = [f"Question {number}: which ward has patient {number * 7919 % 1000}, and why?" for number in range(64)]
     talks = [[{"role": "user", "content": text}] for text in texts]
     prompts = [front + render_turns(model.tokenizer, talk, add_generation_prompt=True).token_ids for talk in talks]
-    common = {"max_tokens": tokens, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    common: dict[str, Any] = {
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if never is not None:
+        common["logit_bias"] = {str(never): -100}
     direct = tuple({"model": served_as, "prompt": prompt, **common} for prompt in prompts)
     through = tuple({"model": model.identity.id, "messages": talk, **common} for talk in talks)
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -158,8 +174,8 @@ def sides_of(
 def main() -> int:
     """Run it and write the proof; the exit code says whether it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine-url", required=True, help="the engine, as http://127.0.0.1:8001")
-    parser.add_argument("--gateway-url", required=True, help="the gateway in front of that engine")
+    parser.add_argument("--engine-url", help="the engine, as http://127.0.0.1:8001; both are started where nobody says")
+    parser.add_argument("--gateway-url", help="the gateway in front of that engine")
     parser.add_argument("--key", help="the gateway's API key")
     parser.add_argument("--model", help="the base model: hub id or folder; the settings' own where nobody says")
     parser.add_argument("--served-as", help="what the engine calls it; its first model where nobody says")
@@ -169,16 +185,28 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=Plan.rounds, help="turns of each side")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the report")
     options = parser.parse_args()
-    started, console = time.time(), Console()
-    engine, gateway = options.engine_url.rstrip("/"), options.gateway_url.rstrip("/")
-    served_as = options.served_as or httpx.get(f"{engine}/v1/models").json()["data"][0]["id"]
-    model = read_served_model(options.model or Settings().base_model)
-    sides = sides_of(engine, gateway, model, served_as, options.tokens, options.key)
-    plan = Plan(options.callers, options.round_seconds, options.rounds)
-    figures = overhead(sides, plan, lambda text: console.print(text, style="dim"))
+    if (options.engine_url is None) != (options.gateway_url is None):
+        parser.error("give --engine-url and --gateway-url together")
+    started = time.time()
+    if options.engine_url:
+        model = options.model or Settings().base_model
+        figures = _measured(options, options.engine_url.rstrip("/"), options.gateway_url.rstrip("/"), model)
+    else:
+        with vllm_and_gateway() as pair:
+            figures = _measured(options, pair.engine, pair.gateway, str(pair.model))
     command = command_line("tests.proofs.gateway_overhead")
     proof = write_proof("bench-gateway", command, figures, ASKED, started, folder=options.output)
     return 0 if proof.ok else 1
+
+
+def _measured(options: argparse.Namespace, engine: str, gateway: str, name: str) -> dict[str, float]:
+    console = Console()
+    served_as = options.served_as or httpx.get(f"{engine}/v1/models").json()["data"][0]["id"]
+    model = read_served_model(name)
+    end = model.tokenizer.eos_token_id
+    sides = sides_of(engine, gateway, model, served_as, options.tokens, options.key, end)
+    plan = Plan(options.callers, options.round_seconds, options.rounds)
+    return overhead(sides, plan, lambda text: console.print(text, style="dim"))
 
 
 if __name__ == "__main__":
