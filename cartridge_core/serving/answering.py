@@ -15,6 +15,7 @@ from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
 from cartridge_core.serving.sampling_params import SamplingParams
+from cartridge_core.serving.tools import Calling
 from cartridge_core.serving.tracing import begin, span
 
 
@@ -78,6 +79,8 @@ class Prompt:
     whole: bool
     """Whether the answer is wanted in one piece."""
     kind: PromptKind
+    calling: Calling | None = None
+    """Functions that the answer may call."""
 
 
 @dataclass
@@ -179,6 +182,8 @@ class Answerer:
         if work is not None:
             work.tell({"gen_ai.usage.input_tokens": len(request.prompt_token_ids)})
             pieces = work.over(pieces)
+        if prompt.calling is not None:
+            pieces = prompt.calling.read(pieces)
         return Answering(front, pieces, await anext(pieces))
 
     async def _composed(self, caller: Caller, references: tuple[CorpusReference, ...]) -> Front:
@@ -226,7 +231,7 @@ class Answerer:
         return replace(front, served=fallback, token_ids=tuple(token_ids), reason=refusal)
 
     def _check_fields(self, prompt: Prompt) -> None:
-        for name in prompt.extra:
+        for name in (*prompt.extra, *(("tools",) if prompt.calling else ())):
             if name not in self._engine.features:
                 raise BadRequestError(
                     f"This gateway's engine does not support {name!r}.",

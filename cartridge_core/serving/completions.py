@@ -22,6 +22,7 @@ from cartridge_core.serving.prompt import PromptKind
 from cartridge_core.serving.replies import ChatReply, Choice, Reply, TextReply, Usage, error_reply
 from cartridge_core.serving.request_log import NOT_ANSWERED, RequestRecord
 from cartridge_core.serving.sampling_params import SamplingParams
+from cartridge_core.serving.tools import Calling, turns
 
 T = TypeVar("T")
 
@@ -62,10 +63,15 @@ class Completions:
         Raises:
             ServingError: Before the first token.
         """
+        calling = Calling.of(body)
         front = await self._front(request, body, caller, "chat")
-        ids = await self._answerer.renderer.chat(body.messages)
+        ids = await self._answerer.renderer.chat(turns(body.messages, calling))
         wanted = body.max_completion_tokens or body.max_tokens or 0
         prompt = _prompt(body, ids, wanted, body.num_logprobs(), "chat")
+        if calling is not None:
+            held = calling.response_format()
+            extra = prompt.extra if held is None else prompt.extra | {"response_format": held}
+            prompt = replace(prompt, calling=calling, extra=extra)
         return await self._answer(request, body, caller, front, [prompt], ChatReply)
 
     async def text(self, request: Request, body: CompletionRequest, caller: Caller) -> Response:
@@ -165,7 +171,7 @@ class Completions:
             async with aclosing(_merged(ready)) as pieces:
                 async for piece in pieces:
                     ready.usage.completion_tokens += piece.num_tokens
-                    if not (piece.text or piece.logprobs or piece.finish_reason):
+                    if not (piece.text or piece.logprobs or piece.tool_call or piece.finish_reason):
                         continue
                     delta = reply.delta(piece, offsets[piece.index])
                     offsets[piece.index] += len(piece.text)

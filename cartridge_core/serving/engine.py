@@ -45,7 +45,17 @@ class TokenLogprob:
     """Text and log-prob, likeliest first."""
 
 
-FinishReason = Literal["stop", "length"]
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that the model wants called."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON."""
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     """Set on an answer's last piece."""
+    tool_call: ToolCall | None = None
+    """What the whole answer is, where it is a call."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Requests in OpenAI's format. What is not known is refused; what would reach into the engine is refused by name."""
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,8 +12,6 @@ REFUSED = ("kv_transfer_params", "cache_salt", "prompt_logprobs", "echo")
 """Fields of engines that no client may set: they select or reveal what stands in front of the prompt."""
 
 ENGINE_FIELDS = (
-    "tools",
-    "tool_choice",
     "functions",
     "function_call",
     "response_format",
@@ -69,18 +68,86 @@ class TextPart(BaseModel):
     text: Text
 
 
+class Function(BaseModel):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of its arguments."""
+    strict: bool | None = None
+
+
+class FunctionTool(BaseModel):
+    """A tool; functions are the only kind."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(BaseModel):
+    """Which function."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Text
+
+
+class NamedTool(BaseModel):
+    """The tool that has to be called."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class CalledFunction(BaseModel):
+    """A function as an assistant called it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Text
+    arguments: Text
+    """JSON."""
+
+
+class MessageToolCall(BaseModel):
+    """A call in an assistant's message that is sent back."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    function: CalledFunction
+
+
 class Message(BaseModel):
     """One message. An assistant's reply may be sent back as it came."""
 
     model_config = ConfigDict(extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+    tool_calls: list[MessageToolCall] | None = None
 
-    def rendered(self) -> dict[str, str]:
-        """Role and content as the renderer takes them."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise PydanticCustomError("missing_content", "A message needs content, or an assistant's tool calls.")
+        return self
+
+    def rendered(self) -> tuple[str, str]:
+        """Role and text; a call as the model writes it."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        calls = [
+            f'{{"name": {json.dumps(call.function.name)}, "arguments": {call.function.arguments}}}'
+            for call in self.tool_calls or ()
+        ]
+        return "system" if self.role == "developer" else self.role, "\n".join([*([text] if text else []), *calls])
 
 
 class GenerationFields(BaseModel):
@@ -143,8 +210,8 @@ class ChatRequest(GenerationFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None

@@ -14,7 +14,6 @@ from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.model_description import describe_model
 from cartridge_core.rendering import bare_prefix_token_ids, prefix_token_ids, render_turns
 from cartridge_core.serving.errors import BadRequestError, NotLoadedError
-from cartridge_core.serving.openai_types import Message
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import find_corpus
 
@@ -70,13 +69,12 @@ class PromptRenderer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
         self._corpora: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = OrderedDict()
 
-    async def chat(self, messages: Sequence[Message]) -> list[int]:
-        """The turns of a conversation.
+    async def chat(self, turns: list[dict[str, str]]) -> list[int]:
+        """The turns of a conversation, as `render_turns` takes them.
 
         Raises:
             BadRequestError: Its roles are not in turn.
         """
-        turns = [message.rendered() for message in messages]
         return await self._threaded(lambda: self._turns(turns))
 
     async def text(self, prompt: str | list[int]) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cartridge_core.serving.engine import FinishReason, Piece, TokenLogprob
+from cartridge_core.serving.engine import FinishReason, Piece, TokenLogprob, ToolCall
 from cartridge_core.serving.errors import ServingError
 
 _LOWEST = -9999.0
@@ -46,12 +46,14 @@ class Choice:
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    tool_call: ToolCall | None = None
 
     def add(self, piece: Piece) -> None:
         """Take one more piece."""
         self.text += piece.text
         self.logprobs += piece.logprobs
         self.finish_reason = piece.finish_reason
+        self.tool_call = piece.tool_call
 
 
 class Reply:
@@ -116,17 +118,23 @@ class ChatReply(Reply):
 
     def delta(self, piece: Piece, offset: int) -> dict[str, Any]:
         """A piece as a delta."""
+        said: dict[str, Any] = {"content": piece.text} if piece.text or piece.logprobs else {}
+        if piece.tool_call is not None:
+            said = {"tool_calls": [{"index": 0} | _call(piece.tool_call)]}
         return {
             "index": piece.index,
-            "delta": {"content": piece.text} if piece.text or piece.logprobs else {},
+            "delta": said,
             "logprobs": self._logprobs(piece.logprobs) if self.with_logprobs else None,
             "finish_reason": piece.finish_reason,
         }
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.tool_call is not None:
+            message |= {"content": None, "tool_calls": [_call(choice.tool_call)]}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(choice.logprobs) if self.with_logprobs else None,
             "finish_reason": choice.finish_reason,
         }
@@ -143,6 +151,10 @@ class ChatReply(Reply):
             ],
             "refusal": None,
         }
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 class TextReply(Reply):

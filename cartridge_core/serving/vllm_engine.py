@@ -47,7 +47,7 @@ class VllmEngine:
         SettingsError: There is no key.
     """
 
-    features = frozenset({"response_format", "frequency_penalty", "presence_penalty", "logit_bias"})
+    features = frozenset({"tools", "response_format", "frequency_penalty", "presence_penalty", "logit_bias"})
 
     def __init__(self, model: str, window: int, settings: Settings, config: VllmConfig) -> None:
         self._bodies = Bodies(model, attachment_key(settings))

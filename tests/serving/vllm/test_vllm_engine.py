@@ -165,7 +165,26 @@ def test_fields_of_the_engine(server: Running) -> None:
     token = 100
     forced = server.answer(max_tokens=3, logit_bias={str(token): 100}, logprobs=True)
     assert len({entry["token"] for entry in forced["choices"][0]["logprobs"]["content"]}) == 1
-    assert server.error(400, tools=[{"type": "function", "function": {"name": "f"}}])["param"] == "tools"
+
+
+def test_functions_are_called(server: Running) -> None:
+    schema = {"type": "object", "properties": {"ward": {"enum": ["green", "red"]}}, "required": ["ward"]}
+    function = {"name": "look_up", "parameters": schema | {"additionalProperties": False}}
+    asked: dict[str, Any] = {"tools": [{"type": "function", "function": function}], "max_tokens": 200}
+    for choice in ("required", {"type": "function", "function": {"name": "look_up"}}):
+        answer = server.answer(**asked, tool_choice=choice)["choices"][0]
+        (call,) = answer["message"]["tool_calls"]
+        assert answer["message"]["content"] is None
+        assert call["function"]["name"] == "look_up"
+        assert json.loads(call["function"]["arguments"])["ward"] in ("green", "red")
+        assert answer["finish_reason"] == ("tool_calls" if choice == "required" else "stop")
+        chunks = events(server.ask(**asked, tool_choice=choice, stream=True))
+        deltas = [one["choices"][0]["delta"] for one in chunks if one["choices"]]
+        (streamed,) = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+        assert streamed["function"] == call["function"]
+    # Where the model may choose, this one answers as ever.
+    free = server.answer(**asked | {"max_tokens": 12})["choices"][0]
+    assert free["message"]["content"] and "tool_calls" not in free["message"]
 
 
 def test_who_goes_away_ends_the_work(server: Running, vllm: VllmServer) -> None:
