@@ -8,6 +8,7 @@ no speed depends on them.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -79,7 +80,9 @@ class Turn:
 def turn(url: str, bodies: list[dict[str, object]], callers: int, seconds: float, cached: tuple[int, int]) -> Turn:
     """Ask, and judge."""
     outcomes = run_load(Load(target(url, bodies), seconds, callers=callers, timeout_s=900))
-    return Turn(_rate(outcomes), median([one.first for one in outcomes]), wrong(outcomes, cached))
+    # Of random weights some answers have no character that could be shown.
+    firsts = [one.first for one in outcomes if not math.isnan(one.first)]
+    return Turn(_rate(outcomes), median(firsts), wrong(outcomes, cached))
 
 
 def _rate(outcomes: list[Outcome]) -> float:

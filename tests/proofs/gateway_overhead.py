@@ -11,6 +11,7 @@ rounds' ratios of answers a second. An answer of another length than asked for, 
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -73,7 +74,9 @@ def overhead(sides: Sides, plan: Plan, say: Callable[[str], None] = lambda text:
     both = (sides.engine, sides.gateway)
     for target in both:
         say(f"warming up {target.url}")
-        run_load(Load(target, plan.warm_up_s, callers=plan.callers))
+        outcomes = run_load(Load(target, plan.warm_up_s, callers=plan.callers))
+        if problems := sorted({one.problem for one in outcomes if one.problem}):
+            say(f"{len(problems)} problems, the first: {problems[0]}")
     peaks: list[tuple[float, float]] = []
     lost = 0
     for number in range(plan.rounds):
@@ -82,7 +85,7 @@ def overhead(sides: Sides, plan: Plan, say: Callable[[str], None] = lambda text:
         for target in _turns(both, number):
             outcomes = run_load(Load(target, plan.round_s, callers=plan.callers))
             lost += _lost(outcomes, sides.tokens)
-            rates.append(_rate(outcomes, plan.round_s))
+            rates.append(_rate(outcomes))
         peaks.append(_in_order(rates, number))
     rate = statistics.median(engine for engine, _ in peaks) / 2
     times: list[tuple[float, float]] = []
@@ -92,7 +95,7 @@ def overhead(sides: Sides, plan: Plan, say: Callable[[str], None] = lambda text:
         rounds = [run_load(Load(target, plan.round_s, rate=rate)) for target in _turns(both, number)]
         lost += sum(_lost(outcomes, sides.tokens) for outcomes in rounds)
         times.append(_in_order([median([o.seconds for o in outcomes]) for outcomes in rounds], number))
-        firsts.append(_in_order([median([o.first for o in outcomes]) for outcomes in rounds], number))
+        firsts.append(_in_order([_first(outcomes) for outcomes in rounds], number))
     added = [1000 * (gateway - engine) for engine, gateway in times]
     shares = [gateway / engine for engine, gateway in peaks]
     return {
@@ -122,9 +125,14 @@ def _in_order(values: list[float], number: int) -> tuple[float, float]:
     return (first, second) if number % 2 == 0 else (second, first)
 
 
-def _rate(outcomes: list[Outcome], seconds: float) -> float:
-    # What ended within the round: those asked near its end are waited for, when the engine is no longer full.
-    return sum(outcome.at + outcome.seconds <= seconds for outcome in outcomes) / seconds
+def _rate(outcomes: list[Outcome]) -> float:
+    # To the end of the last answer: callers who began together go on in waves, and a round's end would cut one.
+    return len(outcomes) / max(outcome.at + outcome.seconds for outcome in outcomes)
+
+
+def _first(outcomes: list[Outcome]) -> float:
+    # Of random weights some answers have no character that could be shown.
+    return median([outcome.first for outcome in outcomes if not math.isnan(outcome.first)])
 
 
 def _lost(outcomes: list[Outcome], tokens: int) -> int:

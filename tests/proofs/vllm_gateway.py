@@ -17,7 +17,7 @@ from tests.proofs.serving_arms import make_model
 from tests.vllm_server import vllm_server
 
 ROOT = Path(__file__).resolve().parents[2]
-_KEY = "k" * 40
+_KEY, _WINDOW = "k" * 40, 4096
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,19 @@ def vllm_and_gateway() -> Iterator[Pair]:
         folder = Path(name)
         model = make_model(SHAPE, load_tokenizer("reference"), folder / SHAPE.name)
         settings = Settings(home=folder / "home", attachment_key=_KEY, base_model=str(model))
-        with vllm_server(settings, folder, "--max-model-len", "4096") as engine:
+        with vllm_server(settings, folder, "--max-model-len", str(_WINDOW)) as engine:
             environment = os.environ | {
                 "PYTHONPATH": str(ROOT),
                 "CARTRIDGE_HOME": str(settings.home),
                 "CARTRIDGE_BASE_MODEL": str(model),
                 "CARTRIDGE_ATTACHMENT_KEY": _KEY,
             }
+            # The model's own window is larger than what is needed here, and both sides have to say the same.
+            config = folder / "serve.toml"
+            config.write_text(f"window = {_WINDOW}\n", encoding="utf-8")
             main = "from cartridge_core.cli.main import main; main()"
             command = [sys.executable, "-c", main, "serve", "--port", "0", "--json", "--vllm", engine.url]
+            command += ["--config", str(config)]
             with (folder / "gateway.log").open("wb") as log:
                 process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
             try:
