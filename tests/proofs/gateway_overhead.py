@@ -4,8 +4,9 @@ Both sides are asked for the same: the gateway gets conversations as text, which
 gets the tokens that come of it, at its own /v1/completions. They take turns in short rounds, from a load generator in a
 process of its own.
 
-*At half of the engine's peak rate* questions come at even intervals whatever happens (open loop), the same rate for
-both sides; `gateway_overhead_ms_p50` is the median of the rounds' differences of the median time to an answer's end.
+*At half of the engine's peak rate* questions come at even intervals whatever happens (open loop), to both sides at the
+same time and half of them to each; `gateway_overhead_ms_p50` is the median of the rounds' differences of the median
+time to an answer's end.
 *At the peak* so many callers ask on and on (closed loop); `gateway_share_of_engine_throughput` is the median of the
 rounds' ratios of answers a second. An answer of another length than asked for, or none, makes the run fail.
 """
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +94,14 @@ def overhead(sides: Sides, plan: Plan, say: Callable[[str], None] = lambda text:
     firsts: list[tuple[float, float]] = []
     for number in range(plan.rounds):
         say(f"{rate:.1f} a second, round {number + 1} of {plan.rounds}")
-        rounds = [run_load(Load(target, plan.round_s, rate=rate)) for target in _turns(both, number)]
+        # At once, each with half of the questions: what one side waits for the engine, the other waits as well.
+        with ThreadPoolExecutor(2) as pool:
+            rounds = list(pool.map(lambda target: run_load(Load(target, plan.round_s, rate=rate / 2)), both))
         lost += sum(_lost(outcomes, sides.tokens) for outcomes in rounds)
-        times.append(_in_order([median([o.seconds for o in outcomes]) for outcomes in rounds], number))
-        firsts.append(_in_order([_first(outcomes) for outcomes in rounds], number))
+        engine_s, gateway_s = (median([o.seconds for o in outcomes]) for outcomes in rounds)
+        times.append((engine_s, gateway_s))
+        engine_first, gateway_first = (_first(outcomes) for outcomes in rounds)
+        firsts.append((engine_first, gateway_first))
     added = [1000 * (gateway - engine) for engine, gateway in times]
     shares = [gateway / engine for engine, gateway in peaks]
     return {
