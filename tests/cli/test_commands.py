@@ -39,11 +39,13 @@ COMMANDS = [
     "show",
     "ask",
     "serve",
+    "engine",
     "key create",
     "key list",
     "key revoke",
     "build",
     "quickstart",
+    "reap",
     "reference evaluate",
 ]
 
