@@ -138,20 +138,29 @@ def turns(messages: Sequence[Message], calling: Calling | None = None) -> list[d
     Args:
         messages: As they were sent.
         calling: The functions that may be called.
+
+    Raises:
+        BadRequestError: A result comes without a call before it.
     """
     said: list[dict[str, str]] = []
+    before: Message | None = None
     for message in messages:
         role, content = message.rendered()
         if role == "tool":
+            if before is None or not (before.role == "tool" or before.tool_calls):
+                raise BadRequestError(
+                    "A message of role 'tool' has to follow a message with 'tool_calls'.", param="messages"
+                )
             content = f"Result of the function: {content}"
-            if said and said[-1]["role"] == "user" and said[-1].get("results"):
+            if before.role == "tool":
                 said[-1]["content"] += JOIN + content
-                continue
-            said.append({"role": "user", "content": content, "results": "yes"})
-            continue
-        said.append({"role": role, "content": content})
+            else:
+                said.append({"role": "user", "content": content})
+        else:
+            said.append({"role": role, "content": content})
+        before = message
     if calling is not None:
         first = next((turn for turn in said if turn["role"] == "user"), None)
         if first is not None:
             first["content"] = calling.instructions() + JOIN + first["content"]
-    return [{"role": turn["role"], "content": turn["content"]} for turn in said]
+    return said

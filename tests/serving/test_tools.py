@@ -89,6 +89,9 @@ def test_a_conversation_with_calls_and_results() -> None:
     assert [turn["role"] for turn in said] == ["user", "assistant", "user"]
     assert said[1]["content"] == CALL
     assert said[2]["content"] == "Result of the function: green\n\nResult of the function: red"
+    for lonely in ([body.messages[2]], [body.messages[0], body.messages[2]]):
+        with pytest.raises(BadRequestError, match="has to follow"):
+            turns(lonely)
     with pytest.raises(ValueError, match="needs content"):
         request(messages=[{"role": "user", "content": None}])
 
