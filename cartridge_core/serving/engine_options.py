@@ -68,6 +68,8 @@ def engine_command(settings: Settings, config: EngineConfig, model: str | None, 
         *("--host", config.host, "--port", str(config.port)),
         *("--kv-transfer-config", json.dumps(transfer)),
         *("--middleware", "cartridge_core.serving.engine_door.EngineDoor"),
+        # A model that may put white space anywhere in JSON can go on with it until the answer's length is used up.
+        *("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})),
         # How the gateway sees that an answer came through its Cartridge.
         "--enable-prompt-tokens-details",
         *others,

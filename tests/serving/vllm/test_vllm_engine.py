@@ -173,6 +173,7 @@ def test_functions_are_called(server: Running) -> None:
     asked: dict[str, Any] = {"tools": [{"type": "function", "function": function}], "max_tokens": 200}
     for choice in ("required", {"type": "function", "function": {"name": "look_up"}}):
         answer = server.answer(**asked, tool_choice=choice)["choices"][0]
+        assert "tool_calls" in answer["message"], answer
         (call,) = answer["message"]["tool_calls"]
         assert answer["message"]["content"] is None
         assert call["function"]["name"] == "look_up"
@@ -191,7 +192,7 @@ def test_who_goes_away_ends_the_work(server: Running, vllm: VllmServer) -> None:
     with server.client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as reply:
         lines = reply.iter_lines()
         assert [next(lines) for _ in range(12)]
-        assert running_in(vllm) == 1
+        assert eventually(lambda: running_in(vllm) == 1)
     assert eventually(lambda: running_in(vllm) == 0)
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.8) as client:
         client.post("/v1/chat/completions", json=LONG)
