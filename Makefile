@@ -69,6 +69,9 @@ format: $(STAMP)  ## Apply the style
 types: $(STAMP)  ## Type checks
 	$(BIN)/mypy
 
+worker-test: $(STAMP)  ## Real Prefect workers: steps handed to the gpu pool, a cancelled training (about 3 minutes)
+	$(BIN)/python -m pytest tests/flows/real_workers.py
+
 # Families with other attention than the reference model's, and two workers; the reference model alone is part of `make test`.
 vllm-proof: $(STAMP) $(VLLM_STAMP)  ## The connector's equality on more models and with two workers (about 10 minutes)
 	VLLM_SHAPE=qwen3 $(BIN)/python -m pytest tests/serving/vllm/test_connector.py

@@ -1,4 +1,7 @@
-"""Real workers: the chain hands its GPU steps to the gpu pool, and a cancelled training ends at once, nothing lost."""
+"""Real workers: the chain hands its GPU steps to the gpu pool, and a cancelled training ends at once, nothing lost.
+
+Its name keeps it out of `make test`, which has a bound on its time: `make worker-test` runs it.
+"""
 
 import os
 import signal
