@@ -123,7 +123,7 @@ def test_first_requests_of_a_cartridge_at_once(client: Client) -> None:
 
 
 def test_a_long_prompt_behind_a_cartridge(client: Client) -> None:
-    client.all([Asked(("b",), " ".join(QUESTIONS) * 30)])
+    client.all([Asked(("b",), " ".join(QUESTIONS) * 24)])
 
 
 def test_composed_in_both_orders(client: Client) -> None:
