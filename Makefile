@@ -77,7 +77,7 @@ vllm-proof: $(STAMP) $(VLLM_STAMP)  ## The connector's equality on more models a
 	VLLM_SHAPE=qwen3 $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
 	VLLM_SHAPE=gemma3 $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
 	VLLM_SHAPE=mistral $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
-	VLLM_OPTIONS="--tensor-parallel-size 2" $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
+	VLLM_CPU_OMP_THREADS_BIND="0|1" VLLM_OPTIONS="--tensor-parallel-size 2" $(BIN)/python -m pytest tests/serving/vllm/test_connector.py
 
 browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROMIUM=/path where it is not found); screenshots
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/browser/page_in_chromium.py
