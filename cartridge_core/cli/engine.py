@@ -11,14 +11,19 @@ import typer
 from cartridge_core.cli.console import JsonOption
 from cartridge_core.cli.options import Model
 from cartridge_core.settings import Settings
+from cartridge_core.stages.config import config_of
 
 
 def engine(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on; only gateways should reach it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8001,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; only gateways should reach it. Default: 127.0.0.1.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port. Default: 8001.")] = None,
     model: Model = None,
-    cache_bytes: Annotated[int, typer.Option(help="Most bytes of Cartridges in each worker's host memory.")] = 4 << 30,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="Most bytes of Cartridges in each worker's host memory. Default: 4 GiB.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and do not run it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,7 +36,7 @@ def engine(
     """
     from cartridge_core.serving.engine_options import EngineConfig, engine_command
 
-    config = EngineConfig(host=host, port=port, cache_bytes=cache_bytes)
+    config = config_of(EngineConfig, host=host, port=port, cache_bytes=cache_bytes)
     command = engine_command(Settings(), config, model, context.args)
     if dry_run:
         sys.stdout.write((json.dumps({"command": command}) if as_json else shlex.join(command)) + "\n")

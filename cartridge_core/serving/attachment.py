@@ -25,7 +25,7 @@ PARAMETER = "cartridge_attachment"
 LIFETIME_S = 300.0
 """Seconds that a signature holds: longer than a request waits in vLLM's queue before the connector sees it."""
 
-Residency = Literal["cached", "pin", "unpin", "drop"]
+Keeping = Literal["cached", "pin", "unpin", "drop"]
 """What becomes of a Cartridge in the engine's memory."""
 
 
@@ -69,7 +69,7 @@ class Attachment(BaseModel):
     """What stands in front; several are composed in this order."""
     expires: float = Field(allow_inf_nan=False)
     """Unix time in seconds after which it is refused."""
-    residency: Residency = "cached"
+    residency: Keeping = "cached"
     """What becomes of them in the engine's memory: kept as others are, kept whatever comes, no longer so, let go
     when the request has ended."""
 

@@ -66,11 +66,11 @@ class EngineCartridges:
         self._held: dict[Front, Future[Shard]] = {}
         self._threads = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="cartridge-load")
 
-    def load(self, tenant: str, front: Front) -> "Future[Shard]":
-        """Begin to load a front, if it is not there."""
+    def load(self, tenant: str, front: Front, num_tokens: int) -> "Future[Shard]":
+        """Begin to load a front of so many tokens, if it is not there."""
         found = self._held.get(front)
         if found is None or (found.done() and found.exception() is not None):
-            found = self._held[front] = self._threads.submit(self._read, tenant, front)
+            found = self._held[front] = self._threads.submit(self._read, tenant, front, num_tokens)
         return found
 
     def shard(self, front: Front) -> Shard:
@@ -91,9 +91,11 @@ class EngineCartridges:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._held.clear()
 
-    def _read(self, tenant: str, front: Front) -> Shard:
+    def _read(self, tenant: str, front: Front, num_tokens: int) -> Shard:
         folders = [cache_folder(self._settings, digest) for digest in front]
         manifests = [_manifest(folder, tenant, digest) for folder, digest in zip(folders, front, strict=True)]
+        if (seen := sum(manifest.num_tokens for manifest in manifests)) != num_tokens:
+            raise ArtifactError(f"{seen} tokens stand in front, {num_tokens} were attached.")
         if len(front) == 1 and manifests[0].quantization is None:
             return self._shard({name: self._local(t) for name, t in stream_tensors(folders[0], manifests[0])})
         prefix = compose([Cartridge.load(folder) for folder in folders])

@@ -61,7 +61,8 @@ class EngineDoor:
                 await JSONResponse(self._described())(scope, receive, send)
                 return
             if PARAMETER.encode() in body:
-                await self._admit((_field(body, "kv_transfer_params") or {}).get(PARAMETER))
+                parameters = _field(body, "kv_transfer_params")
+                await self._admit(parameters.get(PARAMETER) if isinstance(parameters, dict) else None)
         except ServingError as error:
             await refuse(error)(scope, receive, send)
             return

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cartridge_core.errors import SettingsError
 from cartridge_core.model_files import locate
 from cartridge_core.serving.attachment import attachment_key
+from cartridge_core.serving.residency import DEFAULT_CACHE_BYTES
 from cartridge_core.settings import Settings
 from cartridge_core.stages.model import model_name
 
@@ -29,7 +30,7 @@ class EngineConfig(BaseModel):
     """Address to listen on; only gateways should reach it."""
     port: int = Field(default=8001, ge=1, le=65535)
     """Port to listen on."""
-    cache_bytes: int = Field(default=4 << 30, gt=0)
+    cache_bytes: int = Field(default=DEFAULT_CACHE_BYTES, gt=0)
     """Most bytes of Cartridges in each worker's host memory."""
 
 

@@ -8,6 +8,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
+DEFAULT_CACHE_BYTES = 4 << 30
+"""Most bytes of Cartridges in a worker's host memory where nobody says."""
+
 Front = tuple[str, ...]
 """Digests of what stands in front of a prompt, in order; several are held as one composition."""
 
@@ -42,9 +45,13 @@ class Residency:
 
         Returns:
             `resident`: at once. `loadable`: after a load, for which `begin` makes room. `full`: not now, all else is
-            being loaded or pinned. `never`: it is larger than the room that pinned ones leave.
+            being loaded or pinned. `never`: it is larger than the room that pinned ones leave, or
+            held in another size.
         """
         held = self._held.get(front)
+        if held is not None and held.num_bytes != num_bytes:
+            # A signed length that is not the Cartridge's own: its keys and values would not be where they belong.
+            return "never"
         if held is not None:
             return "resident" if held.resident else "loadable"
         pinned = sum(other.num_bytes for name, other in self._held.items() if name in self._pinned)
@@ -76,13 +83,19 @@ class Residency:
         self.touch(front)
         return gone
 
-    def end(self, front: Front, loaded: bool) -> None:
-        """A request's load has ended in every worker."""
+    def end(self, front: Front, loaded: bool) -> bool:
+        """A request's load has ended in every worker.
+
+        Returns:
+            Whether it is held no longer, so that workers that have it have to let it go.
+        """
         held = self._held[front]
         held.loading -= 1
         held.resident |= loaded
-        if not held.resident and not held.loading:
-            del self._held[front]
+        if held.resident or held.loading:
+            return False
+        del self._held[front]
+        return True
 
     def pin(self, front: Front, pinned: bool) -> None:
         """Keep a front whatever comes, or no longer."""

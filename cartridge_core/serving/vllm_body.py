@@ -9,7 +9,7 @@ from cartridge_core.serving.attachment import (
     PARAMETER,
     AttachedCartridge,
     Attachment,
-    Residency,
+    Keeping,
     tenant_salt,
 )
 from cartridge_core.serving.engine import GenerationRequest
@@ -53,7 +53,7 @@ class Bodies:
             body["return_token_ids"] = True
         return body
 
-    def errand(self, cartridge: ResolvedCartridge, residency: Residency) -> dict[str, Any]:
+    def errand(self, cartridge: ResolvedCartridge, residency: Keeping) -> dict[str, Any]:
         """One token behind a Cartridge: vLLM has it in memory for that, or lets it go after it."""
         request = GenerationRequest(
             "errand", cartridge.tenant, (PLACEHOLDER,), SamplingParams(max_tokens=1, temperature=0.0), (cartridge,)
@@ -84,7 +84,7 @@ class Bodies:
             return body | {"cache_salt": tenant_salt(request.tenant, self._key)}
         return body | self._in_front(request.cartridges, "cached")
 
-    def _in_front(self, cartridges: tuple[ResolvedCartridge, ...], residency: Residency) -> dict[str, Any]:
+    def _in_front(self, cartridges: tuple[ResolvedCartridge, ...], residency: Keeping) -> dict[str, Any]:
         attachment = Attachment(
             tenant=cartridges[0].tenant,
             cartridges=tuple(AttachedCartridge(digest=one.digest, num_tokens=one.num_tokens) for one in cartridges),

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from cartridge_core.serving.attachment import Residency, attachment_key
+from cartridge_core.serving.attachment import Keeping, attachment_key
 from cartridge_core.serving.cache import CacheCounts, Resident
 from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
 from cartridge_core.serving.errors import EngineError, OverloadedError, UnknownModelError
@@ -169,7 +169,7 @@ class VllmEngine:
             resident_bytes=sum(int(entry["num_bytes"]) for one in said for entry in one["cartridges"]),
         )
 
-    async def _errand(self, replica: Replica, cartridge: ResolvedCartridge, residency: Residency) -> None:
+    async def _errand(self, replica: Replica, cartridge: ResolvedCartridge, residency: Keeping) -> None:
         """Have one token written behind a Cartridge, for what that does to the server's memory."""
         with replica.busy(1):
             body = self._bodies.errand(cartridge, residency)

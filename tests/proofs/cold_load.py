@@ -34,7 +34,7 @@ def cold_load_figures(folder: Path, rounds: int = 7) -> dict[str, float]:
     for _ in range(rounds):
         worker = EngineCartridges(settings, layers, torch.bfloat16, 0, 1, pinned=False)
         started = time.perf_counter()
-        worker.load("default", (digest,)).result()
+        worker.load("default", (digest,), cartridge.num_tokens).result()
         rates.append(cartridge.kv_bytes / (time.perf_counter() - started))
         worker.close()
     return {

@@ -69,7 +69,7 @@ def test_each_worker_gets_its_heads(stored: tuple[Settings, Cartridge]) -> None:
         parts = []
         for rank in range(ranks):
             workers = EngineCartridges(settings, shapes(cartridge, ranks), torch.float32, rank, ranks, pinned=False)
-            shard = workers.load("default", (cartridge.digest,)).result(20)
+            shard = workers.load("default", (cartridge.digest,), cartridge.num_tokens).result(20)
             assert workers.shard((cartridge.digest,)) is shard
             parts.append(shard.layers["model.layers.1.self_attn.attn"])
             workers.close()
@@ -85,7 +85,15 @@ def test_another_models_shapes_are_refused(stored: tuple[Settings, Cartridge], c
     settings, cartridge = stored
     workers = EngineCartridges(settings, shapes(cartridge, **change), torch.float32, 0, 1, pinned=False)
     with pytest.raises(ArtifactError, match=r"model\.layers\.0"):
-        workers.load("default", (cartridge.digest,)).result(20)
+        workers.load("default", (cartridge.digest,), cartridge.num_tokens).result(20)
+    workers.close()
+
+
+def test_another_length_is_refused(stored: tuple[Settings, Cartridge]) -> None:
+    settings, cartridge = stored
+    workers = EngineCartridges(settings, shapes(cartridge), torch.float32, 0, 1, pinned=False)
+    with pytest.raises(ArtifactError, match="11 tokens stand in front, 12 were attached"):
+        workers.load("default", (cartridge.digest,), cartridge.num_tokens + 1).result(20)
     workers.close()
 
 
@@ -93,8 +101,8 @@ def test_a_failed_load_is_tried_again(stored: tuple[Settings, Cartridge]) -> Non
     settings, cartridge = stored
     workers = EngineCartridges(settings, shapes(cartridge), torch.float32, 0, 1, pinned=False)
     with pytest.raises(ArtifactError):
-        workers.load("other", (cartridge.digest,)).result(20)
-    workers.load("default", (cartridge.digest,)).result(20)
+        workers.load("other", (cartridge.digest,), cartridge.num_tokens).result(20)
+    workers.load("default", (cartridge.digest,), cartridge.num_tokens).result(20)
     workers.drop((cartridge.digest,))
     with pytest.raises(KeyError):
         workers.shard((cartridge.digest,))

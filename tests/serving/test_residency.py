@@ -66,8 +66,7 @@ def test_never_more_than_the_bound_and_workers_follow(steps: list[tuple[str, boo
         front = (name,)
         if finish and loading:
             done = loading.pop(0)
-            residency.end(done, loaded)
-            if not loaded and done not in loading and residency.state(done, sizes[done[0]]) != "resident":
+            if residency.end(done, loaded):
                 workers.discard(done)
         elif residency.state(front, sizes[name]) == "loadable":
             workers -= set(residency.begin(front, sizes[name]))
