@@ -16,7 +16,8 @@ from cartridge_core.chat_format import JOIN
 from cartridge_core.digest import canonical_json
 from cartridge_core.serving.engine import FinishReason, Piece, TokenLogprob, ToolCall
 from cartridge_core.serving.errors import BadRequestError
-from cartridge_core.serving.openai_types import ChatRequest, FunctionTool, Message
+from cartridge_core.serving.openai_messages import FunctionTool, Message
+from cartridge_core.serving.openai_types import ChatRequest
 
 _NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 
