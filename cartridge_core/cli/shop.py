@@ -5,10 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cartridge_core.catalog import CHAMPION, catalog_session
-from cartridge_core.catalog import find_cartridge as find_cartridge_of_catalog
-from cartridge_core.catalog import retire as retire_row
-from cartridge_core.catalog.cartridges import cartridge_row
+from cartridge_core.catalog import CHAMPION
 from cartridge_core.cli.actor import actor
 from cartridge_core.cli.console import JsonOption, facts, show
 from cartridge_core.cli.options import CorpusName, Model, Reason, Reference, Version
@@ -30,6 +27,7 @@ from cartridge_core.stages.fit import FittedCartridge, find_cartridge
 from cartridge_core.stages.grade import GradedCartridge, find_report
 from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.register import register as register_stage
+from cartridge_core.stages.retire import retire as retire_cartridge
 
 Alias = Annotated[str, typer.Option(help="The alias to move.")]
 Restore = Annotated[bool, typer.Option("--restore", help="Take it although it was deleted once.")]
@@ -104,12 +102,7 @@ def retire(
 
     Example: `cartridge retire handbook 2 --reason "superseded"`
     """
-    settings = Settings()
-    with catalog_session(settings) as session:
-        entry = find_cartridge_of_catalog(session, settings.tenant, corpus, reference)
-        row = cartridge_row(session, settings.tenant, entry.cartridge_id)
-        retire_row(session, row, reason=reason, actor=actor())
-        entry = find_cartridge_of_catalog(session, settings.tenant, corpus, entry.digest)
+    entry = retire_cartridge(Settings(), corpus, reference, reason=reason, actor=actor())
     show(entry_value(entry), as_json, facts(f"Retired a Cartridge of {corpus}", entry_facts(entry)))
 
 
