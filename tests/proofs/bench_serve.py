@@ -62,7 +62,7 @@ class Plan:
     callers: tuple[int, ...] = (1, 8, 32)
     rounds: int = 5
     """Turns of each way."""
-    many_rounds: int = 3
+    many_rounds: int = 5
     """Turns of each way with many corpora."""
     seconds: float = 8.0
     """Length of a turn; answers asked for are waited for."""

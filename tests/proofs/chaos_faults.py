@@ -82,7 +82,7 @@ def restart_postgres(strike: Strike) -> None:
         try:
             strike.stack.postgres.ensure_postgres_running()
             return
-        except Exception:
+        except Exception:  # its errors share no class; the last one is told
             if attempt == 9:
                 raise
             time.sleep(2)

@@ -49,31 +49,47 @@ def gateway_process(**config: Any) -> Iterator[ServedProcess]:
             shop.add(corpus, 1, "champion")
         file = folder / "serve.toml"
         file.write_text("\n".join(f"{field} = {json.dumps(value)}" for field, value in config.items()), "utf-8")
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
+        variables = {
             "CARTRIDGE_HOME": str(shop.settings.home),
             "CARTRIDGE_BASE_MODEL": str(folder / "tiny"),
             "CARTRIDGE_DEVICE": "cpu",
             "CARTRIDGE_THREADS": "1",
         }
-        main = "from cartridge_core.cli.main import main; main()"
-        command = [sys.executable, "-c", main, "serve", "--port", "0", "--json", "--config", str(file)]
-        # Into a file: a pipe that nobody empties would stop the gateway at its first thousand requests.
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
-            try:
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                if not line:
-                    raise RuntimeError((folder / "log").read_text("utf-8")[-2000:])
-                yield ServedProcess(json.loads(line)["url"], psutil.Process(process.pid), shop)
-            finally:
-                process.terminate()
-                try:
-                    process.wait(40)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        with serve_command(folder, variables, "--config", str(file)) as (process, url):
+            yield ServedProcess(url, process, shop)
+
+
+@contextmanager
+def serve_command(folder: Path, variables: dict[str, str], *options: str) -> Iterator[tuple[psutil.Process, str]]:
+    """`cartridge serve` on a free port until the block ends: the process and its address.
+
+    Args:
+        folder: Where its log goes: a pipe that nobody empties would stop it at its first thousand requests.
+        variables: Further environment.
+        *options: Of the command.
+
+    Raises:
+        RuntimeError: It does not start.
+    """
+    main = "from cartridge_core.cli.main import main; main()"
+    command = [sys.executable, "-c", main, "serve", "--port", "0", "--json", *options]
+    log = folder / "gateway.log"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    with log.open("wb") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(log.read_text("utf-8")[-2000:])
+        yield psutil.Process(process.pid), json.loads(line)["url"]
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def listening_on(port: int) -> psutil.Process | None:
