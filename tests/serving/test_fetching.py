@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from cartridge_core.cartridge import Cartridge
+from cartridge_core.errors import PublishingError
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
 from cartridge_core.rendering import template_digest
 from cartridge_core.serving.errors import ArtifactUnavailableError, DamagedCartridgeError
-from cartridge_core.serving.fetching import fetch_cartridge
+from cartridge_core.serving.fetching import fetch_cartridge, fetch_files
 from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ask import cache_folder
@@ -126,3 +127,18 @@ def test_a_store_without_it_may_have_it_later(settings: Settings, wanted: Resolv
         fetch_cartridge(settings, wanted)
     assert (refusal.value.status, refusal.value.retry_after) == (503, 5.0)
     assert list(cache_folder(settings, wanted.digest).parent.iterdir()) == []
+
+
+def test_files_alone_are_verified_and_another_tenants_wish_removes_nothing(
+    tiny_base: Callable[[str], BaseModel], settings: Settings, tmp_path: Path
+) -> None:
+    cartridge = make(tiny_base("llama"), [5, 6, 7, 8])
+    stored(settings, cartridge, tmp_path / "made")
+    assert fetch_files(settings, "default", cartridge.digest) == cartridge.stored_bytes
+    tensors = cache_folder(settings, cartridge.digest) / CARTRIDGE_FILES[0]
+    with pytest.raises(PublishingError, match="belongs to tenant 'default'"):
+        fetch_files(settings, "other", cartridge.digest)
+    assert tensors.exists()
+    # A damaged copy is fetched again.
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    assert fetch_files(settings, "default", cartridge.digest) == cartridge.stored_bytes
