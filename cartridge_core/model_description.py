@@ -26,11 +26,13 @@ class ModelDescription:
         identity: Which model it is.
         tokenizer: Its tokenizer.
         max_positions: Longest sequence the model was made for, in tokens.
+        eos_ids: Tokens that end an answer.
     """
 
     identity: BaseModelIdentity
     tokenizer: "PreTrainedTokenizerBase"
     max_positions: int
+    eos_ids: frozenset[int]
 
 
 def describe_model(id_or_path: str | Path, revision: str | None = None) -> ModelDescription:
@@ -41,7 +43,9 @@ def describe_model(id_or_path: str | Path, revision: str | None = None) -> Model
     """
     files = locate(id_or_path, revision, weights=False)
     tokenizer = read_tokenizer(files)
-    return ModelDescription(identity_of(files, tokenizer), tokenizer, longest_sequence(read_config(files)))
+    config = read_config(files)
+    ends = eos_ids(tokenizer.eos_token_id, getattr(config, "eos_token_id", None), _generation_ends(files))
+    return ModelDescription(identity_of(files, tokenizer), tokenizer, longest_sequence(config), ends)
 
 
 def load_tokenizer(id_or_path: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -87,6 +91,22 @@ def identity_of(files: ModelFiles, tokenizer: "PreTrainedTokenizerBase") -> Base
         config_digest=config_digest(stated),
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
+
+
+def eos_ids(*stated: int | list[int] | None) -> frozenset[int]:
+    """Tokens that end an answer: all that tokenizer, configuration and generation configuration state."""
+    return frozenset(int(token) for ends in stated if ends is not None for token in _listed(ends))
+
+
+def _listed(ends: int | list[int]) -> list[int]:
+    return ends if isinstance(ends, list) else [ends]
+
+
+def _generation_ends(files: ModelFiles) -> int | list[int] | None:
+    path = files.folder / "generation_config.json"
+    with readable(files):
+        ends: int | list[int] | None = json.loads(path.read_bytes()).get("eos_token_id") if path.exists() else None
+        return ends
 
 
 def longest_sequence(config: Any) -> int:

@@ -13,6 +13,7 @@ from cartridge_core.errors import UnsupportedModelError
 from cartridge_core.identity import config_digest, tokenizer_digest, weights_digest
 from cartridge_core.manifest import BaseModelIdentity, LayerSpec
 from cartridge_core.model_description import (
+    eos_ids,
     identity_of,
     load_tokenizer,
     longest_sequence,
@@ -213,18 +214,13 @@ def _assemble(
         tokenizer=tokenizer,
         layer_specs=layer_specs(model.config),
         device=model.device,
-        eos_ids=_eos_ids(model, tokenizer),
+        eos_ids=eos_ids(
+            tokenizer.eos_token_id,
+            *(getattr(config, "eos_token_id", None) for config in (model.generation_config, model.config)),
+        ),
         max_positions=longest_sequence(model.config),
         kv_dtype=stored,
     )
-
-
-def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    said = [tokenizer.eos_token_id]
-    for config in (model.generation_config, model.config):
-        ends = getattr(config, "eos_token_id", None)
-        said += ends if isinstance(ends, list) else [ends]
-    return frozenset(int(token) for token in said if token is not None)
 
 
 def _stored_dtype(config: Any) -> torch.dtype:

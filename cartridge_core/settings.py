@@ -4,11 +4,17 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from cartridge_core.errors import SettingsError
 
@@ -22,7 +28,7 @@ CONFIG_FILE = "cartridge.toml"
 # Kubernetes puts such variables into every container beside a service called "cartridge-...": not ours to judge.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT$|_PORT_\d+_(TCP|UDP)(_\w+)?$")
 
-_SECRETS = ("attachment_key",)
+_SECRETS = ("attachment_key", "teacher_key")
 _CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _MLFLOW_SCHEMES = (
     "sqlite",
@@ -55,6 +61,18 @@ def valid_name(name: str, what: str = "name") -> str:
 def redact_url(url: str) -> str:
     """The URL with its password masked, fit for messages and logs."""
     return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
+
+
+def server_address(url: str) -> str:
+    """The root address of an HTTP server, without a slash at its end.
+
+    Raises:
+        ValueError: It is none, or carries a password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+        raise ValueError("must look like http://engine:8001")
+    return url.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -100,6 +118,11 @@ class Settings(BaseSettings):
     or over the workers of a Dask scheduler, named by its address."""
     workers: int = Field(default=1, ge=1, le=1024)
     """How many groups are worked on at once; unused with a scheduler's address."""
+    teachers: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses of vLLM servers that speak both roles of a study, any number of replicas of the base model; a variable
+    separates them by commas. None for the base model in this process."""
+    teacher_key: SecretStr | None = None
+    """API key of those servers (vLLM's `--api-key`)."""
     attachment_key: SecretStr | None = Field(default=None, min_length=32)
     """What gateway and vLLM share: the gateway signs with it which Cartridge stands in front of a prompt."""
 
@@ -132,6 +155,19 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         # Made absolute once, so that a later change of the working directory moves nothing.
         return home.expanduser().resolve()
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _listed(cls, teachers: Any) -> Any:
+        return re.split(r"[\s,]+", teachers.strip()) if isinstance(teachers, str) else teachers
+
+    @field_validator("teachers")
+    @classmethod
+    def _servers(cls, teachers: tuple[str, ...]) -> tuple[str, ...]:
+        addresses = tuple(map(server_address, teachers))
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("names a server twice")
+        return addresses
 
     @field_validator("tenant")
     @classmethod

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
-from cartridge_core.cli.options import Model
+from cartridge_core.cli.options import Model, Teachers
 from cartridge_core.errors import SettingsError
 
 QUIET_PREFECT = {
@@ -68,6 +68,7 @@ def build(
     study_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the study.")] = None,
     training_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the training.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 1,
+    teacher: Teachers = None,
     as_json: JsonOption = False,
 ) -> None:
     """From documents to a promoted Cartridge in one go: the flow `train-cartridge`. Finished stages are not redone.
@@ -91,6 +92,7 @@ def build(
             study_config=study_config,
             training_config=training_config,
             processes=processes,
+            teachers=teacher,
         )
     promotion = result["promotion"]
     rows = {

@@ -28,6 +28,8 @@ LearningRate = Annotated[float, Field(gt=0, le=100)]
 """Peak learning rate."""
 Share = Annotated[float, Field(ge=0, le=2)]
 """Share of in-context learning's score."""
+Teachers = list[Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*$")]] | None
+"""Root addresses of vLLM servers."""
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
 """Seed of draws; as large as a browser can say exactly."""
 Processes = Annotated[int, Field(ge=1, le=64)]

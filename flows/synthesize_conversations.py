@@ -7,12 +7,12 @@ from prefect import flow
 
 from cartridge_core.benchmarks import load_questions
 from cartridge_core.selfstudy.config import SelfStudyConfig
-from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.study import study
+from cartridge_core.stages.teacher import settings_with
 from flows.naming import run_name
-from flows.parameters import Digest, Name, NumConversations, Seed
+from flows.parameters import Digest, Name, NumConversations, Seed, Teachers
 from flows.reporting import progress_artifact, tell_result
 from flows.spreading import spread_over_workers
 
@@ -26,6 +26,7 @@ def synthesize_conversations(
     model: str | None = None,
     seed: Seed | None = None,
     config: Path | None = None,
+    teachers: Teachers = None,
 ) -> dict[str, Any]:
     """Make a distillation dataset.
 
@@ -37,11 +38,13 @@ def synthesize_conversations(
         model: Hub id or folder; None for the settings' own.
         seed: Seed of every draw; None for the configuration's own.
         config: TOML file of a study's configuration; the parameters above win over it.
+        teachers: Addresses of vLLM servers with the model, which speak both roles; None for the settings' own, or else
+            the model in the worker's process.
 
     Returns:
         The dataset's digest and its counts.
     """
-    settings = Settings()
+    settings = settings_with(teachers)
     study_config = config_of(SelfStudyConfig, config, num_conversations=num_conversations, seed=seed)
     held_out = load_questions(questions) if questions else ()
     with progress_artifact("synthesize-conversations") as progress:

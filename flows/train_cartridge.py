@@ -23,6 +23,7 @@ from flows.parameters import (
     Seed,
     Share,
     Steps,
+    Teachers,
 )
 from flows.promote_cartridge import promote_cartridge
 from flows.register_cartridge import register_cartridge
@@ -54,6 +55,7 @@ def train_cartridge(
     init_text: Path | None = None,
     processes: Processes = 1,
     on_policy_steps: NoOrSteps | None = None,
+    teachers: Teachers = None,
     hand_off_gpu_steps: bool = False,
 ) -> dict[str, Any]:
     """Ingest, study, fit, evaluate, register and, if the gate lets it through, promote. Finished stages are not redone.
@@ -76,6 +78,8 @@ def train_cartridge(
         init_text: File of the text to start from.
         processes: Processes of the worker's machine that train together.
         on_policy_steps: The last steps, which learn from the Cartridge's own answers; None for the configuration's own.
+        teachers: Addresses of vLLM servers with the model, for the study; None for the settings' own, or else the model in
+            this process.
         hand_off_gpu_steps: Training and evaluation become runs of their own deployments, on the pool that those name;
             this run waits for them without a GPU. Otherwise they run in this process.
 
@@ -85,7 +89,9 @@ def train_cartridge(
     with one_heart():
         ingested = ingest_corpus(corpus, paths)
         version = ingested["digest"]
-        studied = synthesize_conversations(corpus, num_conversations, version, questions, model, seed, study_config)
+        studied = synthesize_conversations(
+            corpus, num_conversations, version, questions, model, seed, study_config, teachers
+        )
         step = hand_off if hand_off_gpu_steps else _here
         fitted = step(
             "fit-cartridge",

@@ -9,7 +9,7 @@ import typer
 from cartridge_core.baselines import LORA, NEXT_TOKEN, SELF_STUDY
 from cartridge_core.benchmarks import load_questions
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
-from cartridge_core.cli.options import ConfigFile, CorpusName, Model, Version
+from cartridge_core.cli.options import ConfigFile, CorpusName, Model, Teachers, Version
 from cartridge_core.errors import EvaluationError
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.initialization.options import OPTIONS
@@ -28,6 +28,7 @@ from cartridge_core.stages.questions import exam
 from cartridge_core.stages.registered import RegisteredCartridge, find_registered
 from cartridge_core.stages.size import default_num_tokens
 from cartridge_core.stages.study import StudiedDataset, find_dataset, study
+from cartridge_core.stages.teacher import settings_with
 from cartridge_core.training.adapter_config import AdapterConfig
 from cartridge_core.training.config import TrainingConfig
 
@@ -41,14 +42,17 @@ def synthesize(
     version: Version = "",
     model: Model = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
+    teacher: Teachers = None,
     config: ConfigFile = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let the model study a corpus: conversations with top-k targets. Evaluation questions are kept out of it.
 
     Example: `cartridge synthesize handbook --num-conversations 2048 --questions exam.jsonl`
+
+    Example: `cartridge synthesize handbook --teacher http://gpu1:8001 --teacher http://gpu2:8001`
     """
-    settings = Settings()
+    settings = settings_with(teacher)
     study_config = config_of(SelfStudyConfig, config, num_conversations=num_conversations, seed=seed)
     held_out = load_questions(questions) if questions else ()
     with progress_bars() as progress:

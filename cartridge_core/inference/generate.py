@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from cartridge_core.inference.prefix import empty_prefix
 from cartridge_core.models import BaseModel
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.rendering import render_turns, turn_end_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class GenerationConfig(Config):
@@ -132,13 +136,24 @@ def answer(
     return generate(base, prefix, [prompt], config, [seed])[0].text
 
 
+def answer_text(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], finished: bool) -> str:
+    """What an answer's tokens say.
+
+    Args:
+        tokenizer: The model's.
+        token_ids: Generated tokens.
+        finished: Whether the last one is the end token, which says nothing.
+    """
+    said = list(token_ids[:-1] if finished else token_ids)
+    return str(tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 def _generation(base: BaseModel, written: Written, row: int) -> Generation:
     length, finished = int(written.lengths[row]), bool(written.finished[row])
     token_ids = tuple(written.tokens[row, :length].tolist())
-    said = list(token_ids[:-1] if finished else token_ids)
     return Generation(
         token_ids=token_ids,
-        text=str(base.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)),
+        text=answer_text(base.tokenizer, token_ids, finished),
         finished=finished,
         topk_ids=written.topk_ids[row, :length].copy(),
         topk_logprobs=written.topk_logprobs[row, :length].copy(),

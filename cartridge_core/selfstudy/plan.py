@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from cartridge_core.atomic_file import atomic_file
 from cartridge_core.digest import digest_of
@@ -15,6 +15,7 @@ from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.selfstudy.focus import FOCUS_RULE, FOCUS_TEMPLATE
 from cartridge_core.selfstudy.question_key import question_key
 from cartridge_core.selfstudy.seeds import SEED_FAMILIES
+from cartridge_core.teacher.protocol import TeacherKind
 
 PLAN_FILE = "plan.json"
 
@@ -44,6 +45,14 @@ class StudyPlan(BaseModel):
     """The questions that are reserved for evaluation; None where there are none."""
     config: SelfStudyConfig
     """How the corpus is studied."""
+    teacher: TeacherKind = "local"
+    """What runs the teacher's model. How many servers it is, and where, changes nothing."""
+
+    @model_serializer(mode="wrap")
+    def _without_the_ordinary(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out rather than said: plans written before there were others keep their digests.
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if (name, value) != ("teacher", "local")}
 
     @property
     def digest(self) -> str:
@@ -58,6 +67,7 @@ class StudyPlan(BaseModel):
         template_digest: str,
         config: SelfStudyConfig,
         held_out_questions: Iterable[str] = (),
+        teacher: TeacherKind = "local",
     ) -> Self:
         """The plan for these inputs."""
         held_out = sorted({question_key(question) for question in held_out_questions})
@@ -68,6 +78,7 @@ class StudyPlan(BaseModel):
             prompts_digest=prompts_digest(config.families),
             held_out_digest=digest_of(held_out) if held_out else None,
             config=config,
+            teacher=teacher,
         )
 
     def claim(self, folder: Path) -> None:

@@ -50,7 +50,8 @@ def synthesize(
         CorpusError: The corpus has no token.
     """
     held_out = frozenset(map(question_key, held_out_questions))
-    plan = StudyPlan.build(corpus.digest, teacher.identity, template_digest(tokenizer), config, held_out)
+    rendering = template_digest(tokenizer)
+    plan = StudyPlan.build(corpus.digest, teacher.identity, rendering, config, held_out, teacher.kind)
     shards = missing_shards(folder, plan)
     if shards:
         tokenized = TokenizedCorpus.build(corpus, tokenizer)

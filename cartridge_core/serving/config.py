@@ -1,19 +1,13 @@
 """How a gateway is run."""
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from cartridge_core.settings import server_address
+
 Fallback = Literal["refuse", "icl", "none"]
 """What is answered where a Cartridge cannot be served: nothing, with the corpus in the prompt, without any context."""
-
-
-def _address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
-        raise ValueError("must look like http://engine:8001")
-    return url.rstrip("/")
 
 
 class GatewayConfig(BaseModel):
@@ -29,7 +23,7 @@ class GatewayConfig(BaseModel):
     """What is answered where a Cartridge cannot be served, if the caller does not say."""
     composition: bool = False
     """Whether requests may name several Cartridges, `a+b`; answered where an evaluation of them passed the gate."""
-    vllm_urls: tuple[Annotated[str, AfterValidator(_address)], ...] = ()
+    vllm_urls: tuple[Annotated[str, AfterValidator(server_address)], ...] = ()
     """Addresses of vLLM servers that `cartridge engine` started; none for the embedded engine."""
     window: int | None = Field(default=None, gt=0)
     """Longest sequence in tokens, where vLLM was started with less than the model's own."""

@@ -13,6 +13,7 @@ from cartridge_core.settings import Settings
 
 if TYPE_CHECKING:
     from cartridge_core.manifest import BaseModelIdentity
+    from cartridge_core.model_description import ModelDescription
     from cartridge_core.models import BaseModel
 
 _LENT = RLock()
@@ -33,6 +34,11 @@ def source_of(settings: Settings, model: str | None) -> str:
 def identity_of(settings: Settings, model: str | None) -> BaseModelIdentity:
     """Which base model that is, without loading its weights."""
     return _identity(model_name(settings, model))
+
+
+def description_of(settings: Settings, model: str | None) -> ModelDescription:
+    """What one needs to know who only talks to the model: its tokenizer above all, and no weights."""
+    return _description(model_name(settings, model))
 
 
 def model_key(settings: Settings, model: str | None) -> dict[str, Any]:
@@ -93,6 +99,13 @@ def _rendering(model: str) -> str:
     from cartridge_core.rendering import template_digest
 
     return template_digest(load_tokenizer(model))
+
+
+@lru_cache(maxsize=2)
+def _description(model: str) -> ModelDescription:
+    from cartridge_core.model_description import describe_model
+
+    return describe_model(model)
 
 
 # One model at a time: two of the size that a user brings do not fit on one GPU.

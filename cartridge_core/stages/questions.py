@@ -10,9 +10,10 @@ from cartridge_core.progress import Progress, no_progress
 from cartridge_core.selfstudy.quiz import QuizConfig
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, model_key
+from cartridge_core.stages.model import model_key
 from cartridge_core.stages.store import Facts
 from cartridge_core.stages.study import StudiedDataset
+from cartridge_core.stages.teacher import borrowed_teacher, teacher_key
 
 QUESTIONS = "questions.jsonl"
 
@@ -82,18 +83,17 @@ def generated_questions(
         "base_model": model_key(settings, model),
         "dataset": dataset.digest if dataset else None,
         "config": config.model_dump(mode="json"),
-    }
+    } | teacher_key(settings)
 
     def work(directory: Path) -> Facts:
         from cartridge_core.selfstudy.quiz import generate_questions
-        from cartridge_core.teacher.local import LocalTeacher
 
         studied = dataset.load() if dataset else None
-        with borrowed_model(settings, model) as base:
+        with borrowed_teacher(settings, model) as (teacher, tokenizer):
             quiz = generate_questions(
                 corpus.load(),
-                LocalTeacher(base),
-                base.tokenizer,
+                teacher,
+                tokenizer,
                 config,
                 asked=studied.questions() if studied else (),
                 studied_chunks=studied.chunk_ids() if studied else (),

@@ -17,6 +17,7 @@ from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import model_key
 from cartridge_core.stages.steps import Spread
 from cartridge_core.stages.store import Facts, Finished
+from cartridge_core.stages.teacher import teacher_key
 
 if TYPE_CHECKING:
     from cartridge_core.dataset import ConversationDataset
@@ -53,16 +54,17 @@ def study(
     """Let the model ask and answer about random chunks of the corpus; a killed run goes on where it stopped.
 
     Args:
-        settings: Store, device, default model.
+        settings: Store, device, default model, teachers.
         corpus: What is studied.
         config: How many conversations, of which kinds.
         held_out: Evaluation questions; a conversation that asks one of them is left out.
         model: Hub id or folder; None for the settings' own.
         progress: Told about conversations.
-        spread: Does the shards somewhere; None makes one after the other here. The dataset is the same.
+        spread: Does the shards somewhere; None makes them here: one after the other, or several at once where servers
+            teach. The dataset is the same.
 
     Raises:
-        TeacherError: The model gave nothing usable.
+        TeacherError: The model gave nothing usable, or the servers cannot be used.
     """
     inputs = {
         "corpus": corpus.digest,
@@ -70,7 +72,7 @@ def study(
         "config": config.model_dump(mode="json"),
         "prompts": prompts_digest(config.families),
         "held_out": questions_digest(held_out) if held_out else None,
-    }
+    } | teacher_key(settings)
 
     def work(directory: Path) -> Facts:
         from cartridge_core.stages.study_shard import study_shards

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cartridge_core.benchmarks import Question
 from cartridge_core.corpus import Corpus, TokenizedCorpus
@@ -15,12 +16,18 @@ from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.selfstudy.question_key import question_key
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus
-from cartridge_core.stages.model import borrowed_model, identity_of, model_name, rendering_of
+from cartridge_core.stages.model import description_of, identity_of, model_name, rendering_of
 from cartridge_core.stages.steps import Spread, in_order
+from cartridge_core.stages.teacher import borrowed_teacher, remote_teacher, teacher_kind
 
 if TYPE_CHECKING:
     from cartridge_core.selfstudy.manifest import DatasetManifest
     from cartridge_core.selfstudy.plan import StudyPlan
+    from cartridge_core.teacher.protocol import Teacher
+
+SHARDS_PER_SERVER = 4
+"""Shards under way for each server: a chunk's conversations alone leave a large one idle, above all while the last of
+them are being written."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class StudyShard:
     """Makes the shard of an index, in any process that sees the stores; it can be pickled."""
 
     settings: Settings
-    """Device, default model."""
+    """Device, default model, teachers."""
     corpus: Path
     """Folder of the corpus."""
     plan: StudyPlan
@@ -46,14 +53,19 @@ class StudyShard:
         Raises:
             TeacherError: The teacher cannot answer.
         """
+        with borrowed_teacher(self.settings, self.model) as (teacher, tokenizer):
+            self.with_teacher(teacher, tokenizer, shard, progress)
+
+    def with_teacher(self, teacher: Teacher, tokenizer: Any, shard: int, progress: Progress = no_progress) -> None:
+        """Make it with a teacher that somebody has borrowed.
+
+        Raises:
+            TeacherError: The teacher cannot answer.
+        """
         from cartridge_core.selfstudy.synthesize import make_shard
-        from cartridge_core.teacher.local import LocalTeacher
 
         corpus = _tokenized(self.corpus, model_name(self.settings, self.model))
-        with borrowed_model(self.settings, self.model) as base:
-            make_shard(
-                shard, corpus, LocalTeacher(base), base.tokenizer, self.plan, self.held_out, self.folder, progress
-            )
+        make_shard(shard, corpus, teacher, tokenizer, self.plan, self.held_out, self.folder, progress)
 
 
 def study_shards(
@@ -76,17 +88,49 @@ def study_shards(
     from cartridge_core.selfstudy.synthesize import complete, missing_shards
 
     keys = frozenset(question_key(question.question) for question in held_out)
-    plan = StudyPlan.build(corpus.digest, identity_of(settings, model), rendering_of(settings, model), config, keys)
+    plan = StudyPlan.build(
+        corpus.digest, identity_of(settings, model), rendering_of(settings, model), config, keys, teacher_kind(settings)
+    )
     missing = missing_shards(folder, plan)
     work = StudyShard(settings, corpus.product.directory, plan, keys, model, folder)
-    if spread is None:
+    share, before = config.num_conversations / config.num_shards, config.num_shards - len(missing)
+
+    def tell(done: int) -> None:
+        progress(round((before + done) * share), config.num_conversations, "self-study")
+
+    if settings.teachers and missing:
+        _make_with_servers(work, missing, tell, spread)
+    elif spread is None:
         in_order(lambda shard: work(shard, progress), missing, lambda _: None)
     else:
-        share, before = config.num_conversations / config.num_shards, config.num_shards - len(missing)
-        spread(
-            work, missing, lambda done: progress(round((before + done) * share), config.num_conversations, "self-study")
-        )
+        spread(work, missing, tell)
     return complete(folder, plan, progress)
+
+
+def _make_with_servers(
+    work: StudyShard, missing: Sequence[int], tell: Callable[[int], None], spread: Spread | None
+) -> None:
+    """The servers are looked at first. Without workers, threads wait for them: most of the time goes by there."""
+    from cartridge_core.inference.generate import GenerationConfig
+
+    settings, config = work.settings, work.plan.config
+    wanted = GenerationConfig(max_new_tokens=max(config.max_tokens_a, config.max_tokens_b), top_k_logprobs=config.top_k)
+    threads = SHARDS_PER_SERVER * len(settings.teachers)
+    # The teacher ends before the threads do: closing it wakes those that still wait for an answer.
+    with ThreadPoolExecutor(threads) as pool, remote_teacher(settings, work.model) as teacher:
+        teacher.check(wanted, config.chunk.max_tokens)
+        if spread is not None:
+            spread(work, missing, tell)
+            return
+        tokenizer = description_of(settings, work.model).tokenizer
+        made = [pool.submit(work.with_teacher, teacher, tokenizer, shard) for shard in missing]
+        try:
+            for count, shard in enumerate(as_completed(made), 1):
+                shard.result()
+                tell(count)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 # Of the last corpus only: a worker makes many shards of one study.

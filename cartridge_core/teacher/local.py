@@ -8,8 +8,9 @@ from cartridge_core.inference.generate import Generation, GenerationConfig, gene
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.manifest import BaseModelIdentity
 from cartridge_core.models import BaseModel
-from cartridge_core.rendering import prefix_token_ids, render_turns
-from cartridge_core.teacher.protocol import Message
+from cartridge_core.rendering import prefix_token_ids
+from cartridge_core.teacher.prompts import turn_token_ids
+from cartridge_core.teacher.protocol import Message, TeacherKind
 
 
 class LocalTeacher:
@@ -22,6 +23,8 @@ class LocalTeacher:
         base: The model.
         batch_size: Most conversations answered together; a matter of memory and speed.
     """
+
+    kind: TeacherKind = "local"
 
     def __init__(self, base: BaseModel, batch_size: int = 64) -> None:
         self._base = base
@@ -49,7 +52,7 @@ class LocalTeacher:
             return []
         try:
             prefix = self._read(context_text)
-            prompts = self._render(conversations)
+            prompts = turn_token_ids(self._base.tokenizer, conversations)
             return generate(self._base, prefix, prompts, config, seeds, batch_size=self._batch_size)
         except InferenceError as error:
             raise TeacherError(error.problem, "Study smaller chunks (chunk.max_tokens).") from error
@@ -60,15 +63,3 @@ class LocalTeacher:
             token_ids = prefix_token_ids(self._base.tokenizer, text)
             self._read_last = (text, prefill(self._base, token_ids))
         return self._read_last[1]
-
-    def _render(self, conversations: Sequence[Sequence[Message]]) -> list[Sequence[int]]:
-        # Askers share a few seed prompts, and a template is slow beside a small model.
-        rendered: dict[tuple[tuple[str, str], ...], Sequence[int]] = {}
-        prompts = []
-        for messages in conversations:
-            key = tuple((message["role"], message["content"]) for message in messages)
-            if key not in rendered:
-                turns = render_turns(self._base.tokenizer, list(messages), add_generation_prompt=True)
-                rendered[key] = turns.token_ids
-            prompts.append(rendered[key])
-        return prompts

@@ -1,7 +1,7 @@
 """What self-study asks of a teacher."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cartridge_core.manifest import BaseModelIdentity
 
@@ -11,9 +11,18 @@ if TYPE_CHECKING:  # the protocol is named in light code; generation loads torch
 Message = dict[str, str]
 """A chat message: `role` and `content`."""
 
+TeacherKind = Literal["local", "openai"]
+"""Where the model runs: in this process, or behind vLLM's OpenAI API. Engines differ in the last digits, so that a
+dataset says which of them made it."""
+
 
 class Teacher(Protocol):
     """A model that reads a text once and then answers many conversations about it."""
+
+    @property
+    def kind(self) -> TeacherKind:
+        """What runs the model."""
+        ...
 
     @property
     def identity(self) -> BaseModelIdentity:
