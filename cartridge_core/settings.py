@@ -70,6 +70,7 @@ def server_address(url: str) -> str:
         ValueError: It is none, or carries a password.
     """
     parts = urlsplit(url)
+    _ = parts.port  # a ValueError where it is no port
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
         raise ValueError("must look like http://engine:8001")
     return url.rstrip("/")

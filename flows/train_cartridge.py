@@ -78,8 +78,8 @@ def train_cartridge(
         init_text: File of the text to start from.
         processes: Processes of the worker's machine that train together.
         on_policy_steps: The last steps, which learn from the Cartridge's own answers; None for the configuration's own.
-        teachers: Addresses of vLLM servers with the model, for the study; None for the settings' own, or else the model in
-            this process.
+        teachers: Addresses of vLLM servers with the model, for the study; None for the settings' own, or else the model
+            in this process.
         hand_off_gpu_steps: Training and evaluation become runs of their own deployments, on the pool that those name;
             this run waits for them without a GPU. Otherwise they run in this process.
 

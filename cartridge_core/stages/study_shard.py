@@ -123,6 +123,7 @@ def _make_with_servers(
             spread(work, missing, tell)
             return
         tokenizer = description_of(settings, work.model).tokenizer
+        _tokenized(work.corpus, model_name(settings, work.model))  # here, or every thread would do it at once
         made = [pool.submit(work.with_teacher, teacher, tokenizer, shard) for shard in missing]
         try:
             for count, shard in enumerate(as_completed(made), 1):

@@ -1,7 +1,6 @@
 """One vLLM server that teaches: whether it serves the model, how it is asked, when it is left alone."""
 
 import asyncio
-import json
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -153,9 +152,8 @@ def _served(models: Any, wanted: str, url: str) -> Served:
             if wanted in (card["id"], root, root.rstrip("/").rpartition("/")[2]):
                 return Served(card["id"], card.get("max_model_len"))
     except (KeyError, TypeError, AttributeError) as error:
-        raise TeacherError(
-            f"{url} does not list its models as vLLM does.", "Give the address of a vLLM server."
-        ) from error
+        problem = f"{url} does not list its models as vLLM does."
+        raise TeacherError(problem, "Give the address of a vLLM server.") from error
     raise TeacherError(
         f"{url} serves {', '.join(map(repr, names)) or 'no model'} and not {wanted!r}.",
         f"Start vLLM with the base model and `--served-model-name {wanted}`, or study with its model (`--model`).",
@@ -169,19 +167,21 @@ def _refusal(url: str, response: httpx.Response) -> Exception:
         return ServerFailed(f"answers {status}")
     if status in (401, 403):
         return TeacherError(f"{url} refuses the key (HTTP {status}).", "Set CARTRIDGE_TEACHER_KEY to its --api-key.")
-    if status == 404 or status < 400:
+    message = _message(response)
+    if message is None:
         return TeacherError(
-            f"{url} has no {response.request.url.path} (HTTP {status}).",
+            f"{url} answers {response.request.url.path} with HTTP {status}.",
             "Give a vLLM server's root address, such as http://127.0.0.1:8001, without /v1.",
         )
-    problem = f"{url} refuses a conversation: {_message(response)[:300].rstrip('.')}."
+    problem = f"{url} refuses what is asked: {message[:300].rstrip('.')}."
     if "logprobs" in problem:
         return TeacherError(problem, "Start vLLM with --max-logprobs of the study's top_k, or lower top_k.")
     return TeacherError(problem, "Look at how vLLM was started.")
 
 
-def _message(response: httpx.Response) -> str:
+def _message(response: httpx.Response) -> str | None:
+    """What vLLM says; None where it is not vLLM that speaks."""
     try:
         return str(response.json()["error"]["message"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
+    except (ValueError, KeyError, TypeError):
+        return None
