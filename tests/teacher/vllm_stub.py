@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 OPTIONS: dict[str, Any] = {
+    "port": 0,
     "model": "talkative",
     "root": "/models/somewhere",
     "parent": None,
@@ -165,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     OPTIONS |= json.loads(sys.argv[1])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", OPTIONS["port"]), Handler)
     server.daemon_threads = True
     print(server.server_address[1], flush=True)
     server.serve_forever()
