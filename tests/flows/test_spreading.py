@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import ParameterTypeError
 
 from cartridge_core.errors import SettingsError
 from cartridge_core.settings import Settings
@@ -14,6 +15,7 @@ from flows.ingest_corpus import ingest_corpus
 from flows.spreading import spread_over_workers
 from flows.synthesize_conversations import synthesize_conversations
 from tests.talkative import Workplace
+from tests.teacher.servers import stubs
 
 NUM_SHARDS = 6
 
@@ -53,6 +55,24 @@ def test_dask_workers_make_the_same_dataset(
 ) -> None:
     one = studied(workplace, tmp_path / "one", monkeypatch)
     assert studied(workplace, tmp_path / "dask", monkeypatch, workers="2", task_runner="dask") == one
+
+
+def test_workers_ask_the_servers_that_a_run_names(
+    prefect_server: str, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest_corpus("wards", [workplace.documents])
+    digests = set()
+    with stubs(tmp_path / "stubs", 2) as servers:
+        for workers in ("1", "2"):
+            monkeypatch.setenv("CARTRIDGE_HOME", str(tmp_path / workers))
+            monkeypatch.setenv("CARTRIDGE_WORKERS", workers)
+            ingest_corpus("wards", [workplace.documents])
+            urls = [server.url for server in servers]
+            digests.add(synthesize_conversations("wards", config=workplace.study_file, teachers=urls)["digest"])
+        assert all(server.written() for server in servers)
+    assert len(digests) == 1
+    with pytest.raises(ParameterTypeError, match="teachers"):
+        synthesize_conversations("wards", teachers=["gpu1:8001"])
 
 
 def test_one_worker_needs_no_engine_and_nonsense_is_refused() -> None:

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_texts_are_spread_and_one_text_stays_with_one_server(model: ModelDescrip
     assert min(map(len, told)) >= 2
     with OpenAITeacher(model, [two[1].url]) as teacher:
         alone = [teacher.ask(text, CONVERSATIONS, CONFIG, SEEDS) for text in TEXTS]
-    for one, other in zip(sum(spread, []), sum(alone, []), strict=True):
+    for one, other in zip(chain(*spread), chain(*alone), strict=True):
         assert one.token_ids == other.token_ids
         np.testing.assert_array_equal(one.topk_logprobs, other.topk_logprobs)
 
@@ -116,7 +117,7 @@ def test_another_server_takes_over(
             answers = [teacher.ask(text, CONVERSATIONS, CONFIG, SEEDS) for text in TEXTS]
     with OpenAITeacher(model, [two[0].url]) as teacher:
         wanted = [teacher.ask(text, CONVERSATIONS, CONFIG, SEEDS) for text in TEXTS]
-    assert [a.token_ids for a in sum(answers, [])] == [a.token_ids for a in sum(wanted, [])]
+    assert [a.token_ids for a in chain(*answers)] == [a.token_ids for a in chain(*wanted)]
     assert f"Teacher {bad.url}" in caplog.text
 
 
@@ -200,14 +201,16 @@ def test_the_key_is_sent_and_never_told(
     model: ModelDescription, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with stub(tmp_path, model=MODEL, key="sesame-open") as server:
-        with OpenAITeacher(model, [server.url], SecretStr("sesame-open"), IMPATIENT) as teacher:
-            teacher.check(CONFIG, context_tokens=100)
-            assert teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
-            assert "sesame-open" not in repr(vars(teacher))
-            server.kill()
-            with pytest.raises(TeacherError) as gone:
-                teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
+    with (
+        stub(tmp_path, model=MODEL, key="sesame-open") as server,
+        OpenAITeacher(model, [server.url], SecretStr("sesame-open"), IMPATIENT) as teacher,
+    ):
+        teacher.check(CONFIG, context_tokens=100)
+        assert teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
+        assert "sesame-open" not in repr(vars(teacher))
+        server.kill()
+        with pytest.raises(TeacherError) as gone:
+            teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
     assert "sesame-open" not in caplog.text + str(gone.value)
 
 
@@ -242,12 +245,8 @@ def test_a_reply_of_vllm_s_is_read_and_the_stub_s_has_its_form(
     stubbed = httpx.post(f"{two[0].url}/v1/completions", json=body).json()
 
     def form(value: Any) -> Any:
-        if isinstance(value, dict):
-            return (
-                "step"
-                if any(name.startswith("token_id:") for name in value)
-                else {k: form(v) for k, v in value.items()}
-            )
+        if isinstance(value, dict) and not any(name.startswith("token_id:") for name in value):
+            return {name: form(part) for name, part in value.items()}
         return [form(value[0])] if isinstance(value, list) and value else type(value).__name__
 
     one, other = form(stubbed), form(recorded)
