@@ -136,7 +136,8 @@ class TeacherServer:
             return  # of the many that one failure broke, the first counts
         self._failures += 1
         self._failed_at = time.monotonic()
-        rest = min(_LONGEST_REST_S, 0.25 * 2**self._failures)
+        # At least as long as the failure took: what hangs is not waited for at every turn.
+        rest = min(_LONGEST_REST_S, max(0.25 * 2**self._failures, self._failed_at - began))
         self.rests_until = self._failed_at + rest
         self._served = None  # what comes back may be another model
         log.warning("Teacher %s %s; it is left alone for %.1f s.", self.url, error, rest)

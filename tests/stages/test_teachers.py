@@ -96,7 +96,7 @@ def test_a_server_that_dies_in_the_middle_loses_and_repeats_nothing(
         killer.start()
         made = study_in(tmp_path / "made", workplace, servers)
         killer.join()
-        told = [[seed for _, seed, _ in server.written()] for server in servers]
+        told = [[seed for _, seed, *_ in server.written()] for server in servers]
     assert files(made) == wanted
     rows = [row for name in sorted(wanted) for row in pq.read_table(made.product.directory / name).to_pylist()]
     assert [row["sample_index"] for row in rows] == list(range(CONFIG.num_conversations))

@@ -26,7 +26,7 @@ class Stub:
         self.process.wait()
 
     def written(self) -> list[Any]:
-        """Prompt, seed and number of log-probabilities of each turn that it wrote."""
+        """Of each turn that it wrote: prompt, seed, number of log-probabilities, requests under way when it came."""
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
 

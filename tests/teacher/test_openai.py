@@ -29,7 +29,7 @@ TEXTS = [f"From: Wards\nThe ward of patient {number} is green." for number in ra
 CONVERSATIONS: list[list[Message]] = [[{"role": "user", "content": f"Question {number}?"}] for number in range(6)]
 SEEDS = range(6)
 CONFIG = GenerationConfig(max_new_tokens=5, temperature=1.0, top_k_logprobs=4)
-IMPATIENT = OpenAIConfig(timeout_s=1.0, attempts=4)
+IMPATIENT = OpenAIConfig(timeout_s=3.0, attempts=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_turns_are_asked_in_the_same_tokens_as_of_the_in_process_teacher(
     assert (teacher.kind, teacher.identity) == ("openai", model.identity)
     head = prefix_token_ids(model.tokenizer, TEXTS[0])
     turns = [render_turns(model.tokenizer, turn, add_generation_prompt=True).token_ids for turn in CONVERSATIONS]
-    asked = two[0].written()[before : before + 6]
+    asked = [turn[:3] for turn in two[0].written()[before : before + 6]]
     assert sorted(asked) == sorted([[*head, *turn], seed, 4] for turn, seed in zip(turns, SEEDS, strict=True))
     for one, other, likeliest in zip(answers, again, greedy, strict=True):
         assert (one.token_ids, one.text) == (other.token_ids, other.text)
@@ -94,15 +94,13 @@ def test_texts_are_spread_and_one_text_stays_with_one_server(model: ModelDescrip
 
 
 def test_no_more_is_asked_at_once_than_allowed(model: ModelDescription, tmp_path: Path) -> None:
-    with stub(tmp_path, model=MODEL, pause_s=0.1) as server:
-        with OpenAITeacher(model, [server.url], config=OpenAIConfig(max_outstanding=2)) as teacher:
-            started = time.monotonic()
-            teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
-            assert time.monotonic() - started >= 0.3
-        with OpenAITeacher(model, [server.url]) as teacher:
-            started = time.monotonic()
-            teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
-            assert time.monotonic() - started < 0.3
+    with stub(tmp_path, model=MODEL, pause_s=0.2) as server:
+        for most in (2, 128):
+            before = len(server.written())
+            with OpenAITeacher(model, [server.url], config=OpenAIConfig(max_outstanding=most)) as teacher:
+                teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
+            at_once = max(busy for *_, busy in server.written()[before:])
+            assert at_once == 2 if most == 2 else at_once > 2
 
 
 @pytest.mark.parametrize("trouble", [{"pause_s": 30.0}, {"status": 503}, {"finish_reason": "abort"}, {"dead": True}])
@@ -126,14 +124,14 @@ def test_a_server_that_comes_back_is_looked_at_again(model: ModelDescription, tm
         wanted = teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
         port = int(first.url.rsplit(":", 1)[1])
         first.kill()
-        with pytest.raises(TeacherError, match=r"in 4 attempts.*does not answer.*goes on from there"):
+        with pytest.raises(TeacherError, match=r"in 3 attempts.*does not answer.*goes on from there"):
             teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
         with stub(tmp_path / "2", model=MODEL, port=port):
             again = teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
         assert [one.token_ids for one in again] == [one.token_ids for one in wanted]
         with (
             stub(tmp_path / "3", model="another", port=port),
-            pytest.raises(TeacherError, match="serves 'another' and not 'tiny-qwen2'"),
+            pytest.raises(TeacherError, match="(serves 'another' and not|The model) .tiny-qwen2"),
         ):
             teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
 

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ OPTIONS: dict[str, Any] = {
     "finish_reason": None,  # instead of the true one
     "names": "token_id:{}",
 }
+BUSY, LOCK = [0], Lock()
+"""Requests under way."""
 FIELDS = {
     "model", "prompt", "max_tokens", "temperature", "seed", "top_p", "top_k", "min_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "ignore_eos", "stop_token_ids", "return_token_ids", "logprobs",
@@ -133,6 +136,15 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
+        with LOCK:
+            BUSY[0] += 1
+        try:
+            self.complete(BUSY[0])
+        finally:
+            with LOCK:
+                BUSY[0] -= 1
+
+    def complete(self, busy: int) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         time.sleep(OPTIONS["pause_s"])
         if not self.allowed():
@@ -141,13 +153,15 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"detail": "Not Found"})
         elif OPTIONS["status"] != 200:
             self.refuse(OPTIONS["status"], "out of order")
+        elif body["model"] != OPTIONS["model"]:
+            self.refuse(404, f"The model `{body['model']}` does not exist.")
         elif problem := problem_of(body):
             self.refuse(400, problem)
         else:
             self.reply(200, complete(body))
             if OPTIONS["log"]:
                 with open(OPTIONS["log"], "a", encoding="utf-8") as log:  # noqa: PTH123
-                    log.write(json.dumps([body["prompt"], body["seed"], body.get("logprobs")]) + "\n")
+                    log.write(json.dumps([body["prompt"], body["seed"], body.get("logprobs"), busy]) + "\n")
 
     def allowed(self) -> bool:
         return OPTIONS["key"] is None or self.headers["authorization"] == f"Bearer {OPTIONS['key']}"
