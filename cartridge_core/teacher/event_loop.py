@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Coroutine
-from concurrent.futures import Future
-from threading import Thread
+from concurrent.futures import CancelledError, Future
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,12 +14,21 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock, self._open = Lock(), True
         self._thread = Thread(target=self._loop.run_forever, name="teacher", daemon=True)
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it and wait; where the waiting is interrupted, the work is cancelled."""
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run it and wait; where the waiting is interrupted, the work is cancelled.
+
+        Raises:
+            CancelledError: The loop is closed, or was meanwhile.
+        """
+        with self._lock:
+            if not self._open:
+                work.close()
+                raise CancelledError
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -28,15 +37,17 @@ class LoopThread:
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
         """Cancel what is still running, run this, and end the thread."""
-        self.call(_cancel_others())
-        self.call(last)
+        with self._lock:
+            self._open = False
+        asyncio.run_coroutine_threadsafe(_alone(last), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
 
-async def _cancel_others() -> None:
+async def _alone(last: Coroutine[Any, Any, None]) -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    await last

@@ -96,12 +96,13 @@ def test_a_server_that_dies_in_the_middle_loses_and_repeats_nothing(
         killer.start()
         made = study_in(tmp_path / "made", workplace, servers)
         killer.join()
-        told = [[seed for _, seed, *_ in server.written()] for server in servers]
+        # The look at the servers before the study has seed 0.
+        told = [[seed for _, seed, *_ in server.written() if seed] for server in servers]
     assert files(made) == wanted
     rows = [row for name in sorted(wanted) for row in pq.read_table(made.product.directory / name).to_pylist()]
     assert [row["sample_index"] for row in rows] == list(range(CONFIG.num_conversations))
-    assert 5 <= len(told[0]) < len(told[1])
-    assert len(set(told[1])) == len(told[1]), "a turn that had been answered was asked again"
+    assert 3 <= len(told[0]) < len(told[1])
+    assert len({*told[0], *told[1]}) == len(told[0]) + len(told[1]), "a turn that had been answered was asked again"
 
 
 def test_a_study_whose_servers_are_gone_goes_on_with_others(

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,8 @@ def test_closing_wakes_whoever_still_waits(model: ModelDescription, tmp_path: Pa
             time.sleep(0.5)
         thread.join(5)
         assert not thread.is_alive() and len(ended) == 1
+        with pytest.raises(CancelledError):
+            teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
 
 
 def test_a_reply_of_vllm_s_is_read_and_the_stub_s_has_its_form(
