@@ -132,7 +132,7 @@ def test_a_server_that_comes_back_is_looked_at_again(model: ModelDescription, tm
         assert [one.token_ids for one in again] == [one.token_ids for one in wanted]
         with (
             stub(tmp_path / "3", model="another", port=port),
-            pytest.raises(TeacherError, match="(serves 'another' and not|The model) .tiny-qwen2"),
+            pytest.raises(TeacherError, match=r"(serves 'another' and not|The model) .tiny-qwen2"),
         ):
             teacher.ask(TEXTS[0], CONVERSATIONS, CONFIG, SEEDS)
 
