@@ -81,7 +81,7 @@ def read_generation(reply: Any, asked: Completion, tokenizer: "PreTrainedTokeniz
     except (KeyError, TypeError, ValueError) as error:
         raise TeacherError(
             f"A teacher's reply lacks what was asked for: {type(error).__name__}: {error}.",
-            "Use a vLLM server (0.11 or later) behind no proxy that changes replies.",
+            "Use a vLLM server that knows `return_token_ids` (0.32 is tested), behind no proxy that changes replies.",
         ) from error
     finished = reason == "stop"
     if finished and (not token_ids or token_ids[-1] not in asked.ends):
