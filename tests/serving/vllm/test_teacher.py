@@ -74,22 +74,6 @@ def test_more_log_probs_than_vllm_gives_are_refused(vllm: VllmServer) -> None:
 
 
 def test_the_recorded_reply_still_has_vllm_s_form(vllm: VllmServer) -> None:
-    if not (Path(__file__).parents[2] / "teacher" / "vllm_reply.json").exists():  # XXX
-        m = describe_model("reference")
-        from cartridge_core.rendering import prefix_token_ids, render_turns
-
-        ids = (
-            prefix_token_ids(m.tokenizer, "From: a\nThe ward of Ada Lind is green.")
-            + render_turns(m.tokenizer, [{"role": "user", "content": "What is the ward of Ada Lind?"}], True).token_ids
-        )
-        from cartridge_core.teacher.completion import Completion
-
-        r = httpx.post(
-            f"{vllm.url}/v1/completions",
-            json={"model": "reference"} | Completion(ids, [5], 24, 0.0, 3, 7).body(),
-            timeout=60,
-        )
-        (Path(__file__).parents[2] / "teacher" / "vllm_reply.json").write_text(json.dumps(r.json(), indent=1))
     recorded = json.loads((Path(__file__).parents[2] / "teacher" / "vllm_reply.json").read_text())
     body = {"model": "reference", "prompt": [5, 7], "max_tokens": 3, "temperature": 0.0, "logprobs": 3}
     body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
