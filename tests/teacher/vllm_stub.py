@@ -98,7 +98,7 @@ def complete(body: dict[str, Any]) -> dict[str, Any]:
             "prompt_tokens": len(body["prompt"]),
             "total_tokens": len(body["prompt"]) + len(written),
             "completion_tokens": len(written),
-            "prompt_tokens_details": None,
+            "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": None, "multimodal_tokens": None},
         },
         "kv_transfer_params": None,
         "ec_transfer_params": None,
