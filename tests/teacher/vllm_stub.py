@@ -99,6 +99,7 @@ def complete(body: dict[str, Any]) -> dict[str, Any]:
             "total_tokens": len(body["prompt"]) + len(written),
             "completion_tokens": len(written),
             "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": None, "multimodal_tokens": None},
+            "completion_tokens_details": None,
         },
         "kv_transfer_params": None,
         "ec_transfer_params": None,
