@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/serving/vllm",)
+TOGETHER = ("tests/serving/vllm", "tests/flows")
 """Folders whose files share a server that is slow to start."""
-LONGEST = (*TOGETHER, "tests/flows", "tests/training/test_processes.py")
+LONGEST = (*TOGETHER, "tests/training/test_processes.py")
 """Begun first, so that at the end no worker is left alone with one of them."""
 
 
