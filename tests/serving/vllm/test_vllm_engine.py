@@ -15,29 +15,14 @@ from cartridge_core.rendering import bare_prefix_token_ids
 from cartridge_core.serving.replica import Replica
 from cartridge_core.serving.replicas import Replicas
 from tests.serving import shop as shops
-from tests.serving.shop import QUESTION, Running, Shop, events, eventually, serving
-from tests.serving.vllm.conftest import KEY, Shelf
+from tests.serving.shop import QUESTION, Running, Shop, broken_off, events, eventually, serving
+from tests.serving.vllm.conftest import BASE, KEY
 from tests.serving.vllm.relay import Relay, relay
 from tests.vllm_server import VllmServer
 
 DEAD = "http://127.0.0.1:9"
-BASE = "reference"
 # The end token is forbidden.
 LONG: dict[str, Any] = {"model": "clinic", "messages": QUESTION, "max_tokens": 3000, "logit_bias": {"5": -100}}
-
-
-@pytest.fixture(scope="module")
-def shop(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    made = Shop(
-        shelf.base,
-        tmp_path_factory.mktemp("shop"),
-        attachment_key=KEY,
-        base_model=BASE,
-        artifact_root=shelf.settings.artifact_root,
-    )
-    made.add("clinic", 1, "champion")
-    made.add("law", 1, "champion")
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +276,7 @@ def test_a_stream_that_is_cut_ends_in_an_error(shop: Shop, relayed: Relay, vllm:
             got = [next(lines) for _ in range(9)]
             relayed.cut()
             got += list(lines)
-        said = [json.loads(line[6:]) for line in got if line.startswith("data: {")]
-        assert said[-1]["error"]["code"] == "engine_error"
-        assert all(choice["finish_reason"] is None for chunk in said[:-1] for choice in chunk["choices"])
+        assert broken_off("\n".join(got))["code"] == "engine_error"
         assert eventually(lambda: running_in(vllm) == 0)
 
 
