@@ -1,18 +1,19 @@
 """vLLM servers as the gateway's engine, spoken to over HTTP alone."""
 
+import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from cartridge_core.serving.attachment import Keeping, attachment_key
 from cartridge_core.serving.cache import CacheCounts, Resident
+from cartridge_core.serving.composition import Wanted, parts_of, together
 from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
-from cartridge_core.serving.errors import EngineError, OverloadedError, UnknownModelError
+from cartridge_core.serving.errors import EngineError, OverloadedError, ServingError, UnknownModelError
 from cartridge_core.serving.replica import Replica
 from cartridge_core.serving.replicas import Replicas
-from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.vllm_answer import AnswerReader, CartridgeMissedError
 from cartridge_core.serving.vllm_body import Bodies
 from cartridge_core.settings import Settings
@@ -20,6 +21,10 @@ from cartridge_core.settings import Settings
 log = logging.getLogger("cartridge.gateway")
 
 _PATH = "/v1/completions"
+_SETTLE_S = 1.0
+"""How often a server's pins are looked after."""
+_AGAIN_S = 30.0
+"""A server that could not pin something is told again after so long."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +58,28 @@ class VllmEngine:
         self._bodies = Bodies(model, attachment_key(settings))
         servers = [Replica(number, url, config.timeout_s) for number, url in enumerate(config.urls, 1)]
         self._replicas = Replicas(servers, model, window, config.max_outstanding)
-        self._known: dict[str, ResolvedCartridge] = {}
-        """Cartridges that were answered with or loaded."""
-        self._pinned: set[str] = set()
+        self._known: dict[str, Wanted] = {}
+        """What was answered with or loaded, by digest."""
+        self._pins: dict[str, Wanted] = {}
+        """What every server has to keep."""
+        self._settling: list[asyncio.Task[None]] = []
         self._in_use: Counter[str] = Counter()
 
     async def start(self) -> None:
         """See `Engine`. Servers may be missing yet; they are used once they are there."""
         await self._replicas.start()
+        self._settling = [asyncio.create_task(self._keep_settled(replica)) for replica in self._replicas.all]
 
     async def close(self) -> None:
         """See `Engine`."""
+        for task in self._settling:
+            task.cancel()
+        await asyncio.gather(*self._settling, return_exceptions=True)
         await self._replicas.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See `Engine`."""
-        front = "+".join(cartridge.digest for cartridge in request.cartridges)
+        front = together(request.cartridges).digest if request.cartridges else ""
         replica, failed = self._replicas.choose(front, request.n), None
         while True:
             begun = False
@@ -100,11 +111,12 @@ class VllmEngine:
                 else:
                     async for piece in reader.stream(content.iter_any()):
                         yield piece
-        self._answered(replica, request.cartridges)
+        if request.cartridges:
+            self._answered(replica, together(request.cartridges))
 
     @contextmanager
     def _using(self, request: GenerationRequest, replica: Replica) -> Iterator[None]:
-        digests = [cartridge.digest for cartridge in request.cartridges]
+        digests = [together(request.cartridges).digest] if request.cartridges else []
         self._in_use.update(digests)
         try:
             yield
@@ -116,10 +128,9 @@ class VllmEngine:
         finally:
             self._in_use.subtract(digests)
 
-    def _answered(self, replica: Replica, cartridges: Iterable[ResolvedCartridge]) -> None:
-        for cartridge in cartridges:
-            replica.served.add(cartridge.digest)
-            self._known[cartridge.digest] = cartridge
+    def _answered(self, replica: Replica, wanted: Wanted) -> None:
+        replica.served.add(wanted.digest)
+        self._known[wanted.digest] = wanted
 
     async def health(self) -> EngineHealth:
         """See `Engine`."""
@@ -128,32 +139,53 @@ class VllmEngine:
         ready = bool(self._replicas.well())
         return EngineHealth(ready, "" if ready else "; ".join(problems), running)
 
-    async def load(self, cartridge: ResolvedCartridge) -> None:
-        """See `Engine`. It is loaded where its requests will go."""
-        await self._errand(self._replicas.choose(cartridge.digest), cartridge, "cached")
+    async def load(self, wanted: Wanted) -> None:
+        """See `Engine`. It is loaded at every server."""
+        await self._everywhere(wanted, "cached")
 
-    async def pin(self, cartridge: ResolvedCartridge, pinned: bool) -> None:
-        """See `Engine`. A pin holds at the server where its requests go."""
-        await self._errand(self._replicas.choose(cartridge.digest), cartridge, "pin" if pinned else "unpin")
-        (self._pinned.add if pinned else self._pinned.discard)(cartridge.digest)
+    async def pin(self, wanted: Wanted, pinned: bool) -> None:
+        """See `Engine`. A pin holds at every server; one that is away gets it, or is told to forget it, when it is
+        back."""
+        if not pinned:
+            self._pins.pop(wanted.digest, None)
+            if self._replicas.well():
+                await self._everywhere(wanted, "unpin")
+            return
+        before = self._pins.setdefault(wanted.digest, wanted) is not wanted
+        try:
+            await self._everywhere(wanted, "pin")
+        except ServingError:
+            if not before:
+                self._pins.pop(wanted.digest, None)
+            raise
 
     async def unload(self, digest: str) -> None:
         """See `Engine`."""
-        holding = [replica for replica in self._replicas.well() if digest in replica.served]
+        well = self._replicas.well()
+        holding = [
+            wanted
+            for wanted in self._known.values()
+            if digest in {wanted.digest, *(part.digest for part in parts_of(wanted))}
+            if any(wanted.digest in replica.served for replica in well)
+        ]
         if not holding:
             raise UnknownModelError(f"Cartridge {digest[:12]} is not in memory.", "List those that are.")
-        self._pinned.discard(digest)
-        for replica in holding:
-            await self._errand(replica, self._known[digest], "drop")
-            replica.served.discard(digest)
+        for wanted in holding:
+            self._pins.pop(wanted.digest, None)
+            await self._everywhere(wanted, "drop")
 
     async def residents(self) -> Sequence[Resident]:
         """See `Engine`. Those that this gateway has used; which of them an engine keeps is its own decision."""
         well = self._replicas.well()
         sizes = {entry["digest"]: int(entry["num_bytes"]) for one in well for entry in one.described["cartridges"]}
         return [
-            Resident(cartridge, sizes.get(digest, 0), digest in self._pinned, self._in_use[digest])
-            for digest, cartridge in self._known.items()
+            Resident(
+                wanted,
+                sum(sizes.get(part.digest, 0) for part in parts_of(wanted)),
+                digest in self._pins,
+                self._in_use[digest],
+            )
+            for digest, wanted in self._known.items()
             if any(digest in replica.served for replica in well)
         ]
 
@@ -169,10 +201,58 @@ class VllmEngine:
             resident_bytes=sum(int(entry["num_bytes"]) for one in said for entry in one["cartridges"]),
         )
 
-    async def _errand(self, replica: Replica, cartridge: ResolvedCartridge, residency: Keeping) -> None:
+    async def _everywhere(self, wanted: Wanted, residency: Keeping) -> None:
+        """An errand to every server that can be used.
+
+        Raises:
+            EngineError: There is none.
+            ServingError: None of them did it, for the reason of the first.
+        """
+        self._replicas.choose("")
+        well = self._replicas.well()
+        done = await asyncio.gather(*(self._tried(replica, wanted, residency) for replica in well))
+        if None not in done:
+            raise next(error for error in done if error is not None)
+
+    async def _tried(self, replica: Replica, wanted: Wanted, residency: Keeping) -> ServingError | None:
+        try:
+            await self._errand(replica, wanted, residency)
+        except ServingError as error:
+            fields = {
+                "engine": replica.number,
+                "digest": wanted.digest[:12],
+                "errand": residency,
+                "problem": str(error),
+            }
+            log.warning("an engine did not do an errand", extra={"fields": fields})
+            return error
+        return None
+
+    async def _errand(self, replica: Replica, wanted: Wanted, residency: Keeping) -> None:
         """Have one token written behind a Cartridge, for what that does to the server's memory."""
         with replica.busy(1):
-            body = self._bodies.errand(cartridge, residency)
+            body = self._bodies.errand(wanted, residency)
             async with replica.post(self._replicas.session, _PATH, body) as content:
-                AnswerReader(cartridge.num_tokens, None).whole(await content.read())
-        self._answered(replica, (cartridge,))
+                AnswerReader(sum(part.num_tokens for part in parts_of(wanted)), None).whole(await content.read())
+        self._answered(replica, wanted)
+        if residency == "pin":
+            replica.pinned.add(wanted.digest)
+        elif residency != "cached":
+            replica.pinned.discard(wanted.digest)
+            replica.perhaps_pinned.discard(wanted.digest)
+        if residency == "drop":
+            replica.served.discard(wanted.digest)
+
+    async def _keep_settled(self, replica: Replica) -> None:
+        """Let a server keep what is pinned and nothing else, whenever it was away."""
+        while True:
+            await asyncio.sleep(_SETTLE_S)
+            owed: list[tuple[Wanted, Keeping]] = []
+            if replica.problem is None:
+                told = replica.pinned | replica.perhaps_pinned
+                owed += [(wanted, "pin") for digest, wanted in self._pins.items() if digest not in replica.pinned]
+                owed += [(self._known[digest], "unpin") for digest in told if digest not in self._pins]
+            for wanted, residency in owed:
+                if await self._tried(replica, wanted, residency) is not None:
+                    await asyncio.sleep(_AGAIN_S)
+                    break
