@@ -151,8 +151,8 @@ class Operations:
         cartridge, said = await self._wanted(caller, body.model)
         if isinstance(cartridge, Composition):
             raise CompositionPinError(
-                f"{cartridge.name} composes Cartridges and cannot be pinned: a pin stays, and a composition may be served "
-                "only as long as its newest evaluation passes.",
+                f"{cartridge.name} composes Cartridges and cannot be pinned: a pin stays, and a composition may be "
+                "served only as long as its newest evaluation passes.",
                 "Load it; it stays in memory as long as it is asked for.",
                 param="model",
             )

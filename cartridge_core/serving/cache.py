@@ -132,7 +132,8 @@ class CartridgeCache(Generic[T]):
         self._pins.add(cartridge.digest)
 
     def unload(self, digest: str) -> None:
-        """Drop a Cartridge and every composition with it, or a composition alone; requests that they answer keep them until they end.
+        """Drop a Cartridge and every composition with it, or a composition alone; requests that they answer keep them
+        until they end.
 
         Raises:
             UnknownModelError: It is not in memory.

@@ -17,6 +17,7 @@ from cartridge_core.serving.fetching import fetch_cartridge
 from cartridge_core.serving.scheduler import Answer, Scheduler
 from cartridge_core.serving.text_stream import TextStream
 from cartridge_core.settings import Settings
+from cartridge_core.stages.local_copies import LocalCopies
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class LocalEngine:
 
     Args:
         base: The model.
-        settings: Names the artifact store.
+        settings: Name the artifact store and where copies lie on this machine.
         config: Bounds.
     """
 
     features: frozenset[str] = frozenset()
 
     def __init__(self, base: BaseModel, settings: Settings, config: LocalEngineConfig | None = None) -> None:
-        self._base, self._settings, self._config = base, settings, config or LocalEngineConfig()
+        self._base, self._config, self._copies = base, config or LocalEngineConfig(), LocalCopies(settings)
         self._empty = empty_prefix(base)
         self._per_token = (
             sum(2 * spec.num_kv_heads * spec.head_dim for spec in base.layer_specs if spec.has_kv) * base.dtype.itemsize
@@ -120,10 +121,13 @@ class LocalEngine:
     async def pin(self, wanted: Wanted, pinned: bool) -> None:
         """See `Engine`."""
         await self.cache.pin(wanted, pinned)
+        for part in parts_of(wanted):
+            self._copies.pin(part.digest, pinned)
 
     async def unload(self, digest: str) -> None:
         """See `Engine`."""
         self.cache.unload(digest)
+        self._copies.pin(digest, False)
 
     async def residents(self) -> Sequence[Resident]:
         """See `Engine`."""
@@ -147,7 +151,7 @@ class LocalEngine:
             )
 
     def _load(self, wanted: Wanted) -> PrefixKV:
-        loaded = [fetch_cartridge(self._settings, part) for part in parts_of(wanted)]
+        loaded = [fetch_cartridge(self._copies, part) for part in parts_of(wanted)]
         for cartridge in loaded:
             cartridge.check_base_model(self._base.identity)
         return compose(loaded).to(self._base.device, self._base.dtype)

@@ -208,7 +208,7 @@ class VllmEngine:
             EngineError: There is none.
             ServingError: None of them did it, for the reason of the first.
         """
-        self._replicas.choose("")
+        self._replicas.choose("")  # raises where there is none
         well = self._replicas.well()
         done = await asyncio.gather(*(self._tried(replica, wanted, residency) for replica in well))
         if None not in done:
@@ -247,12 +247,23 @@ class VllmEngine:
         """Let a server keep what is pinned and nothing else, whenever it was away."""
         while True:
             await asyncio.sleep(_SETTLE_S)
-            owed: list[tuple[Wanted, Keeping]] = []
-            if replica.problem is None:
-                told = replica.pinned | replica.perhaps_pinned
-                owed += [(wanted, "pin") for digest, wanted in self._pins.items() if digest not in replica.pinned]
-                owed += [(self._known[digest], "unpin") for digest in told if digest not in self._pins]
-            for wanted, residency in owed:
-                if await self._tried(replica, wanted, residency) is not None:
-                    await asyncio.sleep(_AGAIN_S)
-                    break
+            try:
+                settled = await self._settled(replica)
+            except Exception:  # whatever it is, pins have to be looked after again
+                log.exception("an engine's pins could not be looked after")
+                settled = False
+            # One that went away gets them as soon as it is back; one that cannot have them is not pestered.
+            if not settled and replica.problem is None:
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _settled(self, replica: Replica) -> bool:
+        """Tell a server what it does not know about pins; whether it knows all now."""
+        if replica.problem is not None:
+            return False
+        told = replica.pinned | replica.perhaps_pinned
+        owed: list[tuple[Wanted, Keeping]] = [(w, "pin") for d, w in self._pins.items() if d not in replica.pinned]
+        owed += [(self._known[digest], "unpin") for digest in told if digest not in self._pins]
+        for wanted, residency in owed:
+            if await self._tried(replica, wanted, residency) is not None:
+                return False
+        return True

@@ -75,6 +75,7 @@ class LocalCopies:
         self._settings, self._max_bytes = settings, settings.local_copy_bytes
         self._root = cache_folder(settings, "any").parent
         self._holds: dict[str, _Hold] = {}
+        self._pins: dict[str, HeldCopy] = {}
         self._mutex = threading.Lock()
 
     def hold(self, digest: str) -> HeldCopy | None:
@@ -136,6 +137,18 @@ class LocalCopies:
             except ArtifactError:
                 self.discard(digest)
                 raise
+
+    def pin(self, digest: str, pinned: bool) -> None:
+        """Hold a copy, if there is one, as long as this process lives, or no longer."""
+        before = self._pins.pop(digest, None)
+        if pinned and (held := self.hold(digest)) is not None:
+            self._pins[digest] = held
+        if before is not None:
+            before.release()
+
+    def is_pinned(self, digest: str) -> bool:
+        """Whether this process holds a copy whatever comes."""
+        return digest in self._pins
 
     def discard(self, digest: str) -> None:
         """Remove a copy, held or not: it is damaged, or must not exist any longer. Who has its files open reads on."""
@@ -203,8 +216,8 @@ class LocalCopies:
         if taken > self._max_bytes:
             others = f"of which others hold {taken - needed:,}" if needed <= self._max_bytes else "in all"
             raise NoRoomError(
-                f"There is no room for the files of Cartridge {digest[:12]}: they take {needed:,} bytes, and this machine "
-                f"keeps {self._max_bytes:,}, {others}.",
+                f"There is no room for the files of Cartridge {digest[:12]}: they take {needed:,} bytes, and this "
+                f"machine keeps {self._max_bytes:,}, {others}.",
                 "Raise CARTRIDGE_LOCAL_COPY_BYTES, or unpin some.",
             )
 
@@ -267,7 +280,7 @@ class _Copy:
 
 
 def _locked(folder: Path, operation: int) -> int | None:
-    """A descriptor that holds a folder's lock; None where the folder is not there, or (LOCK_NB) somebody else has it."""
+    """A descriptor that holds a folder's lock; None where there is no folder, or (LOCK_NB) somebody else has it."""
     while True:
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

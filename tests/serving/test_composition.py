@@ -21,8 +21,8 @@ from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
 from cartridge_core.serving.prompt import PromptRenderer, ServedModel
 from cartridge_core.serving.sampling import SamplingParams
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.ingest import ingest
+from cartridge_core.stages.local_copies import cache_folder
 from tests.conftest import build_tiny_base, build_tokenizer
 from tests.serving.shop import ICL_TOKENS, Running, Shop, events, serving, text_of
 from tests.serving.test_fetching import make, stored
