@@ -94,10 +94,10 @@ class EngineCartridges:
 
     def _read(self, tenant: str, front: Front, num_tokens: int) -> Shard:
         with ExitStack() as stack:
-            folders = [stack.enter_context(self._held(digest)).folder for digest in front]
+            folders = [stack.enter_context(self._copy(digest)).folder for digest in front]
             return self._read_folders(tenant, front, num_tokens, folders)
 
-    def _held(self, digest: str) -> HeldCopy:
+    def _copy(self, digest: str) -> HeldCopy:
         held = self._copies.hold(digest)
         if held is None:
             raise ArtifactError(f"There is no copy of Cartridge {digest[:12]} on this machine.")

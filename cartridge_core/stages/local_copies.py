@@ -186,12 +186,14 @@ class LocalCopies:
             # Fetched beside its place and moved into it, so that nobody finds half an artifact there.
             get_folder(store, artifact_key, arriving, CARTRIDGE_FILES)
             arriving.chmod(0o755)
-            try:
-                arriving.rename(cache_folder(self._settings, digest))
-            except OSError:
-                # Another process was first; content is addressed by digest, so theirs is ours.
-                if not cache_folder(self._settings, digest).is_dir():
-                    raise
+            # Alone: who counts would find it neither here nor there.
+            with self._alone():
+                try:
+                    arriving.rename(cache_folder(self._settings, digest))
+                except OSError:
+                    # Another process was first; content is addressed by digest, so theirs is ours.
+                    if not cache_folder(self._settings, digest).is_dir():
+                        raise
         finally:
             if descriptor is not None:
                 os.close(descriptor)
@@ -268,13 +270,12 @@ class _Copy:
     def of(cls, folder: Path) -> Self:
         """What a folder takes, or will take once its files have come, and when it was last used, in nanoseconds."""
         num_bytes, used_at = 0, 0
-        for path in (folder, *folder.iterdir()):
-            try:
-                state = path.stat()
-            except FileNotFoundError:  # a file that comes changes its name
-                continue
-            num_bytes += 0 if path is folder else state.st_size
-            used_at = max(used_at, state.st_mtime_ns)
+        with suppress(FileNotFoundError):  # somebody removes it
+            used_at = folder.stat().st_mtime_ns
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):  # a file that comes changes its name
+                    state = path.stat()
+                    num_bytes, used_at = num_bytes + state.st_size, max(used_at, state.st_mtime_ns)
         announced = _ARRIVING.fullmatch(folder.name)
         return cls(folder, max(num_bytes, int(announced[1])) if announced else num_bytes, used_at)
 

@@ -16,6 +16,8 @@ from cartridge_core.serving.replica import Replica
 from cartridge_core.serving.replicas import Replicas
 from tests.serving import shop as shops
 from tests.serving.shop import QUESTION, Running, Shop, broken_off, events, eventually, serving
+from tests.serving.test_admin import Operator
+from tests.serving.test_composition import expected, graded
 from tests.serving.vllm.conftest import BASE, KEY
 from tests.serving.vllm.relay import Relay, relay
 from tests.vllm_server import VllmServer
@@ -325,3 +327,35 @@ def test_a_server_of_another_model_or_window_is_not_used(shop: Shop, vllm: VllmS
     assert asyncio.run(problem(BASE, 4096)) is None
     assert "serves 'reference' and not 'other'" in str(asyncio.run(problem("other", 4096)))
     assert "takes 4096 tokens and this gateway promises 5000" in str(asyncio.run(problem(BASE, 5000)))
+
+
+def test_a_composition_answers_as_transformers_does(shop: Shop, vllm: VllmServer, tmp_path: Path) -> None:
+    both = beside(shop, tmp_path)
+    parts = [both.add(name, 1, "champion", start=300) for name in ("ward", "rules")]
+    graded(both, ("ward", 1), ("rules", 1))
+    right = expected(both, ("ward", 1), ("rules", 1)).text
+    with catalog_session(both.settings) as session:
+        _, key = create_api_key(session, "default", "ops", operator=True)
+    with serving(both, vllm_urls=(vllm.url,), composition=True) as server:
+        operator = Operator(server, key)
+
+        def held() -> list[str]:
+            said = server.client.get("/admin/cartridges", headers=operator.headers).json()
+            assert not any(one["resident"] for one in said["cartridges"])
+            return [one["model"] for one in said["compositions"]]
+
+        operator.post("cartridges/load", model="ward+rules")
+        assert held() == ["ward:1+rules:1"]
+        reply = server.answer(model="ward+rules", key=key)
+        assert text_of(reply) == right
+        assert right not in {both.expected(name).text for name in ("ward", "rules")}
+        assert reply["usage"]["cartridge_tokens"] == sum(part.num_tokens for part in parts)
+        assert written(streamed(server, model="ward:1+rules", key=key)) == right
+        assert server.error(400, model="rules+ward", key=key)["code"] == "composition_not_evaluated"
+        operator.post("cartridges/unload", model="ward+rules")
+        assert held() == []
+        assert text_of(server.answer(model="ward+rules", key=key)) == right
+        # A part that goes takes what it is part of with it.
+        assert text_of(server.answer(model="ward", key=key)) == both.expected("ward").text
+        operator.post("cartridges/unload", model="ward")
+        assert held() == []
