@@ -92,7 +92,8 @@ class EngineDoor:
                 until_answered.enter_context(await self._present(attachment.tenant, cartridge.digest))
             except PublishingError as error:
                 raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
-            if attachment.residency != "cached":
+            # Compositions are not pinned, and one that goes must not take its parts' pins with it.
+            if attachment.residency != "cached" and len(attachment.cartridges) == 1:
                 self._copies.pin(cartridge.digest, attachment.residency == "pin")
 
     async def _present(self, tenant: str, digest: str) -> HeldCopy:

@@ -17,6 +17,9 @@ from cartridge_core.serving.engine import GenerationRequest
 from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.sampling_params import SamplingParams
 
+COMPLETIONS = "/v1/completions"
+"""Where vLLM takes them."""
+
 PLACEHOLDER = 0
 """Token that stands where a Cartridge's keys and values are; never computed, so any of the vocabulary would do."""
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from cartridge_core.models import BaseModel
-from cartridge_core.serving import replicas, vllm_engine
+from cartridge_core.serving import replicas, vllm_errands
 from cartridge_core.serving.attachment import PARAMETER
 from cartridge_core.serving.errors import ArtifactUnavailableError, EngineError, UnknownModelError
 from cartridge_core.serving.vllm_engine import VllmConfig, VllmEngine
@@ -63,7 +63,7 @@ def kept(engine: StubEngine) -> set[str]:
 
 @pytest.fixture
 def shelf(tiny_base: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    monkeypatch.setattr(vllm_engine, "_SETTLE_S", 0.02)
+    monkeypatch.setattr(vllm_errands, "_SETTLE_S", 0.02)
     monkeypatch.setattr(replicas, "_LOOK_S", 0.1)
     return Shelf(tiny_base("llama"), tmp_path, monkeypatch)
 
@@ -124,7 +124,7 @@ def test_a_server_that_was_away_is_told_when_it_is_back(shelf: Shelf) -> None:
 
 def test_one_server_that_cannot_does_not_keep_the_others_from_it(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = shelf.engines
-    monkeypatch.setattr(vllm_engine, "_AGAIN_S", 0.02)
+    monkeypatch.setattr(vllm_errands, "_AGAIN_S", 0.02)
 
     async def run() -> None:
         async with shelf.gateway() as gateway:
