@@ -115,7 +115,9 @@ def test_a_server_that_was_away_is_told_when_it_is_back(shelf: Shelf) -> None:
             await until(lambda: kept(first) == {shelf.clinic.digest})
             assert set(second.told) == {"pin"}
             # One that cannot be reached for a while still keeps what is unpinned meanwhile, until it is told.
-            gateway._replicas.all[0].leave_out("does not answer")
+            replica = gateway._replicas.all[0]
+            await until(lambda: bool(replica.pinned))
+            replica.leave_out("does not answer")
             await gateway.pin(shelf.clinic, False)
             await until(lambda: kept(first) == kept(second) == set())
 
