@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     or over the workers of a Dask scheduler, named by its address."""
     workers: int = Field(default=1, ge=1, le=1024)
     """How many groups are worked on at once; unused with a scheduler's address."""
+    local_copy_bytes: int = Field(default=32 << 30, gt=0)
+    """Most bytes of fetched Cartridges on this machine's disk; those least recently used go first."""
     attachment_key: SecretStr | None = Field(default=None, min_length=32)
     """What gateway and vLLM share: the gateway signs with it which Cartridge stands in front of a prompt."""
 

@@ -113,7 +113,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models/{name:path}", responses=_ERRORS)
     async def model(name: str, caller: Asking) -> dict[str, Any]:
-        """Show one model: a corpus, an alias, a version or the base model."""
+        """Show one model: a corpus, an alias, a version, a composition or the base model."""
         return await gateway.models.entry(caller, name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +23,9 @@ from cartridge_core.errors import CorpusError, NotFoundError, RegistryError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.publishing import project_alias
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.erase import erase
 from cartridge_core.stages.ingest import IngestedCorpus, corpora, keep, store_of
+from cartridge_core.stages.local_copies import LocalCopies
 from cartridge_core.stages.store import RECIPES, Finished
 
 _SHORTEST_DIGEST = 6
@@ -189,7 +188,7 @@ def forget(
     progress(len(found.cartridges), len(found.cartridges), "erasing Cartridges")
     for product in found.work:
         if product.stage == "fit":
-            shutil.rmtree(cache_folder(settings, str(product.facts["digest"])), ignore_errors=True)
+            LocalCopies(settings).discard(str(product.facts["digest"]))
         store.forget(product)
     with catalog_session(settings) as session:
         record_event(

@@ -19,8 +19,8 @@ from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.errors import CartridgeError
 from cartridge_core.publishing import CorpusSource, Evidence, delete, promote, register_cartridge, rollback
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.ingest import store_of
+from cartridge_core.stages.local_copies import cache_folder
 from cartridge_core.storage import open_store
 from cartridge_core.upkeep.doctor import examine
 from cartridge_core.upkeep.garbage import collectable, find_garbage, remove_garbage
