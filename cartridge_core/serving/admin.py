@@ -12,7 +12,7 @@ from cartridge_core.catalog import CHAMPION, Action, Catalog, CatalogEntry, find
 from cartridge_core.publishing import Promotion, promote, rollback
 from cartridge_core.serving.caller import Caller
 from cartridge_core.serving.composition import Composition
-from cartridge_core.serving.errors import ForbiddenError, ServingError, UnknownModelError
+from cartridge_core.serving.errors import ForbiddenError, ReadOnlyGatewayError, ServingError, UnknownModelError
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single, unknown_model
 from cartridge_core.serving.pins import write_down
@@ -129,9 +129,10 @@ class Operations:
 
     async def load(self, caller: Caller, body: Named) -> dict[str, Any]:
         """Load a Cartridge before anybody asks for it."""
+        settings = self._operator_settings(caller)
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.load(cartridge)
-        await write_down(self._operator_settings(caller), cartridge, Action.LOAD, _actor(caller))
+        await write_down(settings, cartridge, Action.LOAD, _actor(caller))
         return cartridge.describe() | {"resident": True}
 
     async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
@@ -139,17 +140,19 @@ class Operations:
 
         Where the catalog does not take it down, it holds as long as this process, and asking again mends that.
         """
+        settings = self._operator_settings(caller)
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.pin(cartridge, body.pinned)
         action = Action.PIN if body.pinned else Action.UNPIN
-        await write_down(self._operator_settings(caller), cartridge, action, _actor(caller), body.pinned)
+        await write_down(settings, cartridge, action, _actor(caller), body.pinned)
         return cartridge.describe() | {"pinned": body.pinned}
 
     async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
         """Drop a Cartridge from memory, its pin as well; answers that are being written keep it."""
+        settings = self._operator_settings(caller)
         cartridge = await self._resolved(caller, body.model)
         await self._gateway.engine.unload(cartridge.digest)
-        await write_down(self._operator_settings(caller), cartridge, Action.UNLOAD, _actor(caller), pinned=False)
+        await write_down(settings, cartridge, Action.UNLOAD, _actor(caller), pinned=False)
         return cartridge.describe() | {"resident": False}
 
     async def promote(self, caller: Caller, body: Promoting) -> dict[str, Any]:
@@ -201,9 +204,18 @@ class Operations:
         return self._operator_settings(caller)
 
     def _operator_settings(self, caller: Caller) -> Settings:
-        config, settings = self._gateway.config, self._gateway.settings
-        url = config.operator_catalog_url or settings.catalog_url
-        return settings.model_copy(update={"tenant": caller.tenant, "catalog_url": url})
+        """Settings of the caller's tenant, with the database user who may write. Asked before anything is done.
+
+        Raises:
+            ReadOnlyGatewayError: A server's catalog, and no user but the gateway's own.
+        """
+        settings = self._gateway.settings
+        if settings.operator_catalog_url is None and not settings.catalog_url.startswith("sqlite"):
+            raise ReadOnlyGatewayError(
+                "This gateway only reads the catalog: it was given no operator's connection.",
+                "Use the `cartridge` command, or set CARTRIDGE_OPERATOR_CATALOG_URL for the gateway.",
+            )
+        return settings.as_operator().model_copy(update={"tenant": caller.tenant})
 
     def _target(self, settings: Settings, body: Promoting) -> ResolvedCartridge | None:
         with Catalog(settings) as catalog, catalog.session(read_only=True) as session:
