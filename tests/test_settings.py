@@ -90,6 +90,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("base_model", ""),
         ("catalog_url", "mongodb://host/db"),
         ("catalog_url", "sqlite://"),
+        ("operator_catalog_url", "mongodb://host/db"),
         ("catalog_url", "sqlite:///:memory:"),
         ("artifact_root", "gs://bucket"),
         ("artifact_root", "s3://"),
@@ -144,7 +145,8 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    settings = Settings(catalog_url="postgresql://me:secret@host/db", mlflow_tracking_uri="http://me:secret@host")
+    url = "postgresql://me:secret@host/db"
+    settings = Settings(catalog_url=url, operator_catalog_url=url, mlflow_tracking_uri="http://me:secret@host")
     assert "secret" not in repr(settings)
     assert redact_url(settings.catalog_url) == "postgresql://me:***@host/db"
     with pytest.raises(SettingsError) as refusal:
