@@ -154,10 +154,11 @@ class S3Store:
         with self._explained(f"delete {key}"):
             self._client.delete_object(Bucket=self._bucket, Key=target)
 
-    def unfinished(self) -> builtins.list[Unfinished]:
+    def unfinished(self, prefix: str = "") -> builtins.list[Unfinished]:
         """Multipart uploads that are going on or were left."""
+        folder = self._key(prefix) + "/" if prefix else self._prefix
         with self._explained("list unfinished uploads"):
-            found = self._uploads.unfinished(self._prefix)
+            found = self._uploads.unfinished(folder)
         return [replace(one, key=one.key[len(self._prefix) :]) for one in found]
 
     def abandon(self, leftover: Unfinished) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 from cartridge_core.settings import Settings
@@ -32,15 +31,3 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         monkeypatch.setenv(name, value)
     make_bucket(BUCKET)
     return embedded(tmp_path / "home", artifact_root=f"s3://{BUCKET}/root")
-
-
-def left_upload(settings: Settings, key: str, data: bytes = b"half") -> None:
-    """What a writer of an object leaves that was killed in the middle."""
-    if settings.artifact_root.startswith("s3:"):
-        client = boto3.client("s3")
-        begun = client.create_multipart_upload(Bucket=BUCKET, Key=f"root/{key}")
-        client.upload_part(Bucket=BUCKET, Key=f"root/{key}", UploadId=begun["UploadId"], PartNumber=1, Body=data)
-        return
-    path = Path(settings.artifact_root, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f".{path.name}.abcd1234.tmp").write_bytes(data)

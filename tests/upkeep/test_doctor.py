@@ -17,8 +17,8 @@ from cartridge_core.registry.listing import drop_version
 from cartridge_core.settings import Settings
 from cartridge_core.storage import ObjectStore, open_store
 from cartridge_core.upkeep.doctor import CHECKS, examine
+from tests.s3 import left_upload
 from tests.samples import SOURCE, grade, save_cartridge
-from tests.upkeep.conftest import left_upload
 
 NAME = "default.clinic.reference"
 NOW = timedelta(0)
@@ -85,7 +85,7 @@ def orphaned_report(settings: Settings, entry: CatalogEntry) -> None:
 
 
 def upload(settings: Settings, entry: CatalogEntry) -> None:
-    left_upload(settings, "default/cartridge")
+    left_upload(settings.artifact_root, "default/cartridge")
 
 
 def second_version(settings: Settings, entry: CatalogEntry) -> None:

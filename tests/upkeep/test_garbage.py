@@ -25,8 +25,8 @@ from cartridge_core.stages.ingest import store_of
 from cartridge_core.storage import get_folder, open_store
 from cartridge_core.upkeep.doctor import examine
 from cartridge_core.upkeep.garbage import collectable, find_garbage, remove_garbage
+from tests.s3 import left_upload
 from tests.samples import SOURCE, embedded, grade, save_cartridge
-from tests.upkeep.conftest import left_upload
 
 NOW = timedelta(0)
 
@@ -151,7 +151,7 @@ def test_files_that_another_corpus_needs_stay(settings: Settings, tmp_path: Path
 
 def test_uploads_of_writers_that_were_killed(settings: Settings) -> None:
     """What goes on, or may yet be gone on with, is left alone for the grace period."""
-    left_upload(settings, "default/cartridges/half/cartridge.safetensors", b"1234")
+    left_upload(settings.artifact_root, "default/cartridges/half/cartridge.safetensors", b"1234")
     assert find_garbage(settings, timedelta(minutes=5)) == []
     (garbage,) = find_garbage(settings, NOW)
     assert (garbage.kind, garbage.size) == ("upload", 4)
