@@ -27,7 +27,7 @@ COMMANDS = (
     ["catalog", "upgrade", "--json"],
     ["catalog", "roles", "--apply"],
 )
-# A server that is not there, S3 (and an operator's database) that does not answer, a URL that cannot be read, a key that is too short.
+# Servers that are not there, S3 that does not answer, a URL that cannot be read, a key that is too short.
 SURROUNDINGS: dict[str, dict[str, str]] = {
     "embedded": {},
     "no database": {"CARTRIDGE_CATALOG_URL": f"postgresql://me:{PASSWORD}@127.0.0.1:1/catalog"},

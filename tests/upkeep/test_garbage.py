@@ -87,7 +87,9 @@ def test_nothing_that_is_needed_is_ever_collected(
         assert entry.aliases or entry.digest in pinned or young
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("settings", "seed"), [("folder", 0), ("folder", 1), ("folder", 2), ("s3", 0)], indirect=["settings"]
+)
 def test_random_histories_lose_nothing(settings: Settings, tmp_path: Path, seed: int) -> None:
     """Real stores after a random history: whatever is not retired is whole afterwards, what is served is served."""
     chance = random.Random(seed)
