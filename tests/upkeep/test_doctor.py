@@ -98,20 +98,28 @@ def second_version(settings: Settings, entry: CatalogEntry) -> None:
             )
 
 
+OF_FILES = (
+    (tensors_gone, "files"),
+    (all_gone, "files"),
+    (tensors_damaged, "digests"),
+    (orphan, "orphans"),
+    (upload, "uploads"),
+)
+OTHERS = (
+    (manifest_of_another, "digests"),
+    (version_gone, "rows"),
+    (second_version, "versions"),
+    (alias_by_hand, "aliases"),
+    (orphaned_report, "orphans"),
+)
+# What does not depend on where the files lie is looked at in one place.
+in_a_folder = pytest.mark.parametrize("settings", ["folder"], indirect=True)
+
+
 @pytest.mark.parametrize(
-    ("spoil", "check"),
-    [
-        (tensors_gone, "files"),
-        (all_gone, "files"),
-        (tensors_damaged, "digests"),
-        (manifest_of_another, "digests"),
-        (version_gone, "rows"),
-        (second_version, "versions"),
-        (alias_by_hand, "aliases"),
-        (orphan, "orphans"),
-        (orphaned_report, "orphans"),
-        (upload, "uploads"),
-    ],
+    ("settings", "spoil", "check"),
+    [*(("folder", *how) for how in (*OF_FILES, *OTHERS)), *(("s3", *how) for how in OF_FILES)],
+    indirect=["settings"],
 )
 def test_what_is_wrong_is_found_and_set_right(
     settings: Settings, entry: CatalogEntry, spoil: Callable[[Settings, CatalogEntry], None], check: str
@@ -126,6 +134,7 @@ def test_what_is_wrong_is_found_and_set_right(
         assert list_events(session, "default")[0].action == "repair"
 
 
+@in_a_folder
 def test_a_version_without_a_row_is_adopted(settings: Settings, entry: CatalogEntry) -> None:
     """As if the process had died between MLflow's version and the catalog's rows."""
     catalog = Path(settings.home, "catalog.db")
@@ -179,6 +188,7 @@ def test_the_checks_are_named() -> None:
     assert all(function.__doc__ for function in CHECKS.values())
 
 
+@in_a_folder
 def test_rows_of_the_catalog_are_never_changed_by_it(settings: Settings, entry: CatalogEntry) -> None:
     version_gone(settings, entry)
     troubles(settings, repair=True)
