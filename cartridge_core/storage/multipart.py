@@ -22,8 +22,8 @@ _CHECKSUM = f"Checksum{_ALGORITHM}"
 _NO_UPLOAD = "NoSuchUpload"
 NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
 """What S3 says where an object is not there."""
-_NOT_TO_BE_JOINED = {"InvalidPart", "InvalidPartOrder", "InvalidRequest", "EntityTooSmall", _NO_UPLOAD}
-"""What S3 says of parts that somebody else has replaced, or of an upload that was begun in another way."""
+_BEGIN_ANEW = frozenset({_NO_UPLOAD, "InvalidPart", "InvalidPartOrder", "InvalidRequest"})
+"""What S3 says of an upload that was given up, or begun in another way, and of parts that somebody has replaced."""
 
 Part = dict[str, Any]
 """What S3 says about a part: its number, its ETag, its size, and its checksum where it keeps one."""
@@ -105,16 +105,17 @@ class Uploads:
             StorageError: The file has become shorter.
         """
         upload_id, there = self._begun(file, key)
-        try:
-            self._finish(file, key, upload_id or self._begin(key), there)
-        except ClientError as error:
-            if error_code(error) == _NO_UPLOAD and self._is_there(key):
-                # Another writer of this key was done first and gave our upload up: its object has replaced ours.
-                pass
-            elif upload_id is not None and error_code(error) in _NOT_TO_BE_JOINED:
-                self._finish(file, key, self._begin(key), {})
-            else:
-                raise
+        for may_begin_anew in (True, False):
+            try:
+                self._finish(file, key, upload_id or self._begin(key), there)
+                break
+            except ClientError as error:
+                if error_code(error) == _NO_UPLOAD and self._is_there(key):
+                    # Another writer of this key was done first and gave our upload up: its object has replaced ours.
+                    break
+                if not may_begin_anew or error_code(error) not in _BEGIN_ANEW:
+                    raise
+            upload_id, there = None, {}
         for upload in self._listed(key):
             if upload["Key"] == key:
                 self.abort(key, upload["UploadId"])
