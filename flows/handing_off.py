@@ -6,7 +6,7 @@ The caller owns what it handed off: it starts a crashed step anew, and cancels i
 import json
 from collections.abc import Callable
 from functools import partial
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -19,16 +19,13 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from cartridge_core.errors import CartridgeError
+from flows.patience import POLL_SECONDS, patiently
 from flows.reporting import result_key
 
 T = TypeVar("T")
 
 MAX_CRASHES = 3
 """Attempts that may end without a word before the step is given up."""
-POLL_SECONDS = 2.0
-"""Between two looks at a step."""
-PATIENCE = 600.0
-"""Seconds that Prefect's server may be away before waiting for it ends."""
 
 
 class HandedOffError(CartridgeError):
@@ -53,7 +50,7 @@ def hand_off(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
     with get_client(sync_client=True) as client:
         for attempt in range(1, MAX_CRASHES + 1):
             once = str(uuid4())  # an answer that was lost on its way starts no second step
-            started: Any = _patiently(
+            started: Any = _asked(
                 partial(run_deployment, f"{flow}/{flow}", parameters=given, timeout=0, idempotency_key=once)
             )
             ended = _waited_for(client, started.id)
@@ -72,7 +69,7 @@ def _waited_for(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
     """The run once it has ended; it is cancelled if the waiting is."""
     try:
         while True:
-            run = _patiently(lambda: client.read_flow_run(run_id))
+            run = _asked(lambda: client.read_flow_run(run_id))
             if run.state is not None and run.state.is_final():
                 return run
             sleep(POLL_SECONDS)
@@ -84,27 +81,26 @@ def _waited_for(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
         raise
 
 
-def _patiently(asked: Callable[[], T]) -> T:
-    """Ask the server, again and again while it is away."""
-    deadline = monotonic() + PATIENCE
-    while True:
-        try:
-            return asked()
-        except ObjectNotFound as error:
-            raise HandedOffError(
-                f"Prefect's server does not know the deployment or run: {error}.", "Deploy with: prefect deploy --all"
-            ) from error
-        except (httpx.TransportError, httpx.HTTPStatusError) as error:
-            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
-            if refused or monotonic() > deadline:
-                raise HandedOffError(f"Prefect's server does not answer: {error}.", "Retry the run.") from error
-            sleep(POLL_SECONDS)
+def _asked(asked: Callable[[], T]) -> T:
+    """What the server answers, once it does.
+
+    Raises:
+        HandedOffError: It refuses, or stays away.
+    """
+    try:
+        return patiently(asked)
+    except ObjectNotFound as error:
+        raise HandedOffError(
+            f"Prefect's server does not know the deployment or run: {error}.", "Deploy with: prefect deploy --all"
+        ) from error
+    except httpx.HTTPError as error:
+        raise HandedOffError(f"Prefect's server does not answer: {error}.", "Retry the run.") from error
 
 
 def _result(client: SyncPrefectClient, flow: str, run_id: UUID) -> dict[str, Any]:
     of_run, of_key = ArtifactFilterFlowRunId(any_=[run_id]), ArtifactFilterKey(any_=[result_key(flow)])
     wanted = ArtifactFilter(flow_run_id=of_run, key=of_key)
-    found = _patiently(lambda: client.read_artifacts(artifact_filter=wanted))
+    found = _asked(lambda: client.read_artifacts(artifact_filter=wanted))
     if not found:
         raise HandedOffError(f"{flow} ({run_id}) completed without a result.", "Run workers of one version only.")
     data: Any = found[0].data

@@ -9,6 +9,7 @@ from cartridge_core.stages.ingest import ingest
 from flows.naming import run_name
 from flows.parameters import Name, Paths
 from flows.reporting import progress_artifact, tell_result
+from flows.retrying import with_retries
 
 
 @flow(name="ingest-corpus", flow_run_name=run_name("ingest"))
@@ -23,5 +24,5 @@ def ingest_corpus(corpus: Name, paths: Paths) -> dict[str, Any]:
         The version's digest and what was read and skipped.
     """
     with progress_artifact("ingest-corpus") as progress:
-        product = ingest(Settings(), corpus, paths, progress).product
+        product = with_retries("ingest", lambda: ingest(Settings(), corpus, paths, progress)).product
     return tell_result("ingest-corpus", product.facts | {"cached": product.cached})

@@ -24,6 +24,7 @@ from flows.parameters import (
     Share,
     Steps,
 )
+from flows.patience import patiently
 from flows.promote_cartridge import promote_cartridge
 from flows.register_cartridge import register_cartridge
 from flows.synthesize_conversations import synthesize_conversations
@@ -83,9 +84,11 @@ def train_cartridge(
         What each stage said about its product, by stage.
     """
     with one_heart():
-        ingested = ingest_corpus(corpus, paths)
+        ingested = patiently(lambda: ingest_corpus(corpus, paths))
         version = ingested["digest"]
-        studied = synthesize_conversations(corpus, num_conversations, version, questions, model, seed, study_config)
+        studied = patiently(
+            lambda: synthesize_conversations(corpus, num_conversations, version, questions, model, seed, study_config)
+        )
         step = hand_off if hand_off_gpu_steps else _here
         fitted = step(
             "fit-cartridge",
@@ -109,8 +112,8 @@ def train_cartridge(
         cartridge = fitted["digest"]
         asked = {"corpus": corpus, "cartridge": cartridge, "questions": questions, "version": version, "model": model}
         graded = step("evaluate-cartridge", asked)
-        registered = register_cartridge(corpus, cartridge, graded["digest"], version)
-        promoted = promote_cartridge(corpus, cartridge, min_share_of_icl)
+        registered = patiently(lambda: register_cartridge(corpus, cartridge, graded["digest"], version))
+        promoted = patiently(lambda: promote_cartridge(corpus, cartridge, min_share_of_icl))
     return {
         "corpus": ingested,
         "dataset": studied,
@@ -123,4 +126,4 @@ def train_cartridge(
 
 def _here(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """Run a step in this process."""
-    return GPU_STEPS[flow](**parameters)
+    return patiently(lambda: GPU_STEPS[flow](**parameters))

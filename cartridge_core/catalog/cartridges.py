@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import false, func, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.corpora import require_corpus
@@ -16,6 +16,7 @@ from cartridge_core.catalog.models import (
     CorpusRow,
     CorpusVersionRow,
     DatasetRow,
+    RegistrationRow,
 )
 from cartridge_core.catalog.statuses import Status
 from cartridge_core.errors import CatalogError, NotFoundError
@@ -94,15 +95,16 @@ def find_cartridge(session: Session, tenant: str, corpus: str, reference: str) -
             AliasRow.tenant == tenant, AliasRow.corpus_id == owner.id, AliasRow.name == reference
         )
     )
-    entries = list_cartridges(session, tenant, corpus, include_deleted=True)
+    rows = entry_rows(tenant).where(CorpusRow.id == owner.id)
     if aliased is not None:
-        return next(entry for entry in entries if entry.cartridge_id == aliased)
-    if re.fullmatch(rf"[0-9]{{1,{_SHORTEST_DIGEST - 1}}}", reference):
-        found = [entry for entry in entries if entry.version == int(reference)]
+        rows = rows.where(CartridgeRow.id == aliased)
+    elif re.fullmatch(rf"[0-9]{{1,{_SHORTEST_DIGEST - 1}}}", reference):
+        rows = rows.where(RegistrationRow.version == int(reference))
     elif re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_DIGEST},64}}", reference):
-        found = [entry for entry in entries if entry.digest.startswith(reference)]
+        rows = rows.where(CartridgeRow.digest.startswith(reference))
     else:
-        found = []
+        rows = rows.where(false())
+    found = entries_of(session, tenant, rows.order_by(CartridgeRow.id.desc()))
     if not found:
         raise NotFoundError(
             f"Corpus {corpus!r} has no Cartridge {reference!r}.",

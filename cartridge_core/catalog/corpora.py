@@ -104,16 +104,19 @@ def list_corpora(
         served: Only those with an alias.
     """
     other = aliased(CorpusVersionRow)
+    # Looked up by index for each corpus of the page, however many there are.
     newest = (
-        select(func.max(other.number))
+        select(other.id)
         .where(other.tenant == tenant, other.corpus_id == CorpusRow.id)
+        .order_by(other.number.desc())
+        .limit(1)
         .correlate(CorpusRow)
         .scalar_subquery()
     )
     statement = (
         select(CorpusRow.name, CorpusVersionRow)
-        .join(CorpusVersionRow, CorpusVersionRow.corpus_id == CorpusRow.id)
-        .where(CorpusRow.tenant == tenant, CorpusVersionRow.tenant == tenant, CorpusVersionRow.number == newest)
+        .join(CorpusVersionRow, CorpusVersionRow.id == newest)
+        .where(CorpusRow.tenant == tenant)
         .order_by(CorpusRow.name)
     )
     if served:

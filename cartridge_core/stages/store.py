@@ -5,6 +5,7 @@ The marker `stage.json` is written last, so its existence means that the product
 unfinished work, which a resumable stage (study) picks up again.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 from cartridge_core import __version__
 from cartridge_core.digest import digest_of
-from cartridge_core.errors import ArtifactError
+from cartridge_core.errors import ArtifactError, StorageError
 
 MARKER = "stage.json"
 
@@ -105,12 +106,15 @@ class StageStore:
             resumable: Keep what an interrupted run left in the folder; otherwise the work starts on an empty one.
 
         Two processes asked for the same product do it once: the second waits for the first one's lock and finds it.
+
+        Raises:
+            StorageError: The disk is full.
         """
         if found := self.find(stage, inputs):
             return found
         key = self.key(stage, inputs)
         directory = self.directory(stage, key)
-        with _owned(directory):
+        with _told_if_full(self.root), _owned(directory):
             if found := self._read(directory):
                 return found
             if not resumable:
@@ -178,6 +182,19 @@ def _write_json(path: Path, value: Facts) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+@contextmanager
+def _told_if_full(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"There is no space left to write to in {root}.",
+            "Make room (`cartridge gc` says what nobody needs) and run it again: what was finished is kept.",
+        ) from error
 
 
 @contextmanager

@@ -14,7 +14,9 @@ import yaml
 from prefect import Flow
 
 from cartridge_core.catalog import catalog_session, list_corpora
-from cartridge_core.errors import NotFoundError, SettingsError, StorageError
+from cartridge_core.errors import CatalogError, NotFoundError, SettingsError, StorageError
+from cartridge_core.stages.ingest import ingest
+from flows.ingest_corpus import ingest_corpus
 from flows.retrying import is_outage
 from tests.talkative import Workplace
 
@@ -118,3 +120,19 @@ class Ended:
 )
 def test_only_outages_are_tried_again(error: Exception, expected: bool) -> None:
     assert is_outage(None, None, Ended(error)) is expected
+
+
+def test_a_catalog_that_is_away_for_a_moment_ends_no_run(
+    prefect_server: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def first_away(*asked: Any) -> Any:
+        tries.append(asked[1])
+        if len(tries) == 1:
+            raise CatalogError("The database system is starting up.")
+        return ingest(*asked)
+
+    monkeypatch.setattr("flows.ingest_corpus.ingest", first_away)
+    assert ingest_corpus("wards", [workplace.documents])["num_documents"] > 0
+    assert tries == ["wards", "wards"]

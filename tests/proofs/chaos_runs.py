@@ -137,14 +137,21 @@ def _resumed(client: SyncPrefectClient, run_id: UUID, deadline: float) -> tuple[
 
 
 def count_up(corpus: str) -> tuple[list[str], int, int]:
-    """What of a corpus is not there exactly once; conversations lost and repeated."""
-    settings = Settings()
-    try:
-        problems = [*_catalog_problems(settings, corpus), *_version_problems(settings, corpus)]
-        lost, repeated = _conversations(settings, corpus)
-    except (CartridgeError, OSError) as error:
-        return [f"{type(error).__name__}: {error}"], NUM_CONVERSATIONS, 0
-    return problems, lost, repeated
+    """What of a corpus is not there exactly once; conversations lost and repeated.
+
+    Another run's fault may have taken a store away just now: then it is counted again a little later.
+    """
+    settings, deadline = Settings(), time.monotonic() + 180
+    while True:
+        try:
+            problems = [*_catalog_problems(settings, corpus), *_version_problems(settings, corpus)]
+            lost, repeated = _conversations(settings, corpus)
+        except (CartridgeError, OSError) as error:
+            if time.monotonic() > deadline:
+                return [f"{type(error).__name__}: {error}"], NUM_CONVERSATIONS, 0
+            time.sleep(5)
+        else:
+            return problems, lost, repeated
 
 
 def _catalog_problems(settings: Settings, corpus: str) -> list[str]:

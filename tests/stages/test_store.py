@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cartridge_core.errors import ArtifactError
+from cartridge_core.errors import ArtifactError, StorageError
 from cartridge_core.stages import store as store_module
 from cartridge_core.stages.store import MARKER, StageStore
 
@@ -131,3 +131,18 @@ def test_marker_says_what_it_was_made_from(store: StageStore) -> None:
     record = json.loads((product.directory / MARKER).read_text(encoding="utf-8"))
     assert record["inputs"] == {"corpus": "a"}
     assert record["key"] == product.key == product.directory.name
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_and_the_work_goes_on_once_there_is_room(store: StageStore) -> None:
+    def full(directory: Path) -> dict[str, str]:
+        (directory / "shard-0").write_text("kept", encoding="utf-8")
+        with Path("/dev/full").open("w") as device:
+            device.write("more")
+        return {}
+
+    with pytest.raises(StorageError, match="no space left") as told:
+        store.run("study", {"corpus": "a"}, full, resumable=True)
+    assert str(store.root) in str(told.value)
+    made = store.run("study", {"corpus": "a"}, lambda directory: {"there": (directory / "shard-0").read_text()}, True)
+    assert made.facts == {"there": "kept"}
