@@ -154,6 +154,12 @@ def test_passwords_are_not_shown() -> None:
     assert "secret" not in str(refusal.value)
 
 
+def test_operators_may_have_a_database_user_of_their_own() -> None:
+    both = Settings(catalog_url="postgresql://reader@host/db", operator_catalog_url="postgresql://operator@host/db")
+    assert both.as_operator().catalog_url == "postgresql://operator@host/db"
+    assert Settings().as_operator() == Settings()
+
+
 @pytest.mark.parametrize("name", ["a", "clinic-2", "0", "x" * 63])
 def test_names(name: str) -> None:
     assert valid_name(name) == name
