@@ -9,6 +9,7 @@ VENV_VLLM ?= .venv-vllm
 EXTRAS ?= dev,eval,flows,gateway,peft,postgres,registry,test,train
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+TEST_WORKERS ?= 2
 SERVE_FLAGS ?=
 QUICKSTART_FLAGS ?=
 BENCH_FLAGS ?=
@@ -55,8 +56,11 @@ quickstart: $(STAMP)  ## Documents to a promoted Cartridge: about 8 minutes on t
 serve: $(STAMP)  ## The gateway and an engine on http://127.0.0.1:8000 (SERVE_FLAGS="--port 9000")
 	$(BIN)/cartridge serve $(SERVE_FLAGS)
 
-test: $(STAMP) $(VLLM_STAMP)  ## All tests (CPU only, no network)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+# Both environments at the same time. A thread for each process: more would wait for each other.
+test: export OMP_NUM_THREADS ?= 1
+test:  ## All tests (CPU only, no network; TEST_WORKERS=0 for one after another)
+	@$(MAKE) --no-print-directory --jobs=2 $(STAMP) $(VLLM_STAMP)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## Style
 	$(BIN)/ruff check .

@@ -22,6 +22,9 @@ from transformers import (
 )
 
 from cartridge_core.models import BaseModel, from_parts
+from tests.workers import pytest_collection_modifyitems, pytest_xdist_make_scheduler
+
+__all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]
 
 OURS = (
     "{{ bos_token }}{% for message in messages %}"

@@ -110,10 +110,9 @@ def grade(
 
 def embedded(home: Path, **more: Any) -> Settings:
     """Settings of embedded stores below a folder, whatever the environment says; MLflow's database is made already."""
-    home.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{home}/mlflow.db"
     if "mlflow_tracking_uri" not in more:
-        shutil.copy(Path(_mlflow_database().name, "mlflow.db"), home / "mlflow.db")
+        give_mlflow(home)
     defaults = {
         "home": home,
         "tenant": "default",
@@ -124,9 +123,15 @@ def embedded(home: Path, **more: Any) -> Settings:
     return Settings(**(defaults | more))
 
 
+def give_mlflow(home: Path) -> None:
+    """Put MLflow's empty database into a home: making its tables takes seconds, which every test would pay."""
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(_mlflow_database().name, "mlflow.db"), home / "mlflow.db")
+
+
 @functools.cache
 def _mlflow_database() -> tempfile.TemporaryDirectory[str]:
-    """MLflow's database with its tables: making them takes seconds, which every test would pay."""
+    """MLflow's database with its tables."""
     folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="mlflow-")
     settings = Settings(home=Path(folder.name), mlflow_tracking_uri=f"sqlite:///{folder.name}/mlflow.db")
     with registry_client(settings) as client:

@@ -21,6 +21,7 @@ from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.settings import Settings
 from cartridge_core.stages.quickstart_plan import QuickstartPlan
 from cartridge_core.training.config import TrainingConfig
+from tests.samples import give_mlflow
 
 STUDY = SelfStudyConfig(
     num_conversations=48,
@@ -121,6 +122,7 @@ def workplace(talkative: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CARTRIDGE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CARTRIDGE_BASE_MODEL", str(talkative))
     monkeypatch.setenv("CARTRIDGE_DEVICE", "cpu")
+    give_mlflow(tmp_path / "home")
     return Workplace(
         settings=Settings(),
         documents=write_documents(tmp_path / "documents"),

@@ -1,5 +1,6 @@
 """Secrets of the environment never reach the output, the logs or a file, whether a command succeeds or fails."""
 
+import json
 import os
 import subprocess
 import sys
@@ -40,42 +41,67 @@ SURROUNDINGS: dict[str, dict[str, str]] = {
     "wrong": {"CARTRIDGE_CATALOG_URL": f"oracle://me:{PASSWORD}@host/catalog"},
     "short key": {"CARTRIDGE_ATTACHMENT_KEY": "short-0451"},
 }
-RUN = "import sys, logging; logging.basicConfig(level=logging.INFO); from cartridge_core.cli.main import app\n"
-RUN += "from typer.testing import CliRunner\n"
-RUN += "for line in sys.argv[1].split(';'):\n"
-RUN += "    result = CliRunner().invoke(app, line.split())\n"
-RUN += "    print(line, result.exit_code, result.output, repr(result.exception))\n"
+RUN = """
+import json, logging, os, pathlib, sys
+from typer.testing import CliRunner
+from cartridge_core.cli.main import app
+
+logging.basicConfig(level=logging.INFO)
+commands, surroundings = map(json.loads, sys.argv[1:])
+print(CliRunner().invoke(app, ["doctor"]).output, flush=True)
+for where, variables in surroundings.items():
+    if os.fork():
+        assert os.wait()[1] == 0, where
+        continue
+    status = 1
+    try:
+        os.chdir(where)
+        os.environ.update(variables, CARTRIDGE_HOME=str(pathlib.Path("home").absolute()))
+        said = os.open("said", os.O_CREAT | os.O_WRONLY)
+        os.dup2(said, 1), os.dup2(said, 2)
+        for line in commands:
+            result = CliRunner().invoke(app, line)
+            print(line, result.exit_code, result.output, repr(result.exception), flush=True)
+        status = 0
+    finally:
+        os._exit(status)
+"""
 
 
-@pytest.mark.parametrize("where", SURROUNDINGS)
-def test_no_secret_is_told(where: str, tmp_path: Path) -> None:
-    (tmp_path / "documents").mkdir()
-    (tmp_path / "documents" / "ward.md").write_text("# Ward\n\nThe ward is green.\n")
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a folder for each surroundings: what the commands said there, in a process of its own, and its home.
+
+    The processes are forked from one that has imported everything for a first command, because importing takes seconds.
+    """
+    folder = tmp_path_factory.mktemp("told")
+    for where in SURROUNDINGS:
+        documents = folder / where / "documents"
+        documents.mkdir(parents=True)
+        (documents / "ward.md").write_text("# Ward\n\nThe ward is green.\n")
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        "HOME": str(tmp_path),
-        "CARTRIDGE_HOME": str(tmp_path / "home"),
+        "HOME": str(folder),
+        "CARTRIDGE_HOME": str(folder / "first"),
         "AWS_ACCESS_KEY_ID": "me",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_MAX_ATTEMPTS": "1",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         **SECRETS,
-        **SURROUNDINGS[where],
     }
-    commands = ";".join(" ".join(command) for command in COMMANDS)
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, commands],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    said = run.stdout + run.stderr
+    command = [sys.executable, "-c", RUN, json.dumps(COMMANDS), json.dumps(SURROUNDINGS)]
+    with (folder / "said").open("wb") as said:
+        subprocess.run(command, cwd=folder, env=environment, stdout=said, stderr=said, timeout=300, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("where", SURROUNDINGS)
+def test_no_secret_is_told(told: Path, where: str) -> None:
+    said = (told / where / "said").read_text(encoding="utf-8")
     assert said.count("wards") > 1
-    written = b"".join(path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
+    said += (told / "said").read_text(encoding="utf-8")
+    written = b"".join(path.read_bytes() for path in (told / where / "home").rglob("*") if path.is_file())
     for secret in (*SECRETS.values(), PASSWORD, "short-0451"):
         assert secret not in said, f"{secret} in the output"
         assert secret.encode() not in written, f"{secret} in a file"

@@ -117,7 +117,7 @@ def study_folder(model: Path, corpus: Corpus, make_study_folder: StudyFolder) ->
     return make_study_folder(load_base_model(model, device="cpu"), corpus)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> TrainingConfig:
     return TrainingConfig(
         optimizer="adamw",

@@ -1,12 +1,15 @@
 """Two real processes over gloo end with what one process ends with."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +23,24 @@ from cartridge_core.rendering import template_digest
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loop import train
 from cartridge_core.training.processes import train_in_processes
-from cartridge_core.training.result import TrainingResult
+from cartridge_core.training.result import TrainingResult, finished_result
 from cartridge_core.training.run_identity import RunIdentity
 from tests.talkative import ChunkedStudy
+
+HERE = Path(__file__).parent
+RUNS: dict[str, dict[str, object]] = {
+    "adamw": {},
+    "fsdp2": {"shard_base": True},
+    "muon": {"optimizer": "muon", "learning_rate": 0.5},
+    "fewer conversations than processes": {"batch_size": 1, "steps": 4},
+}
+"""What two processes train."""
+SAMPLES: dict[str, dict[str, object]] = {
+    f"{name}-{size}": {"shard_base": shard_base, "on_policy_steps": 5, "batch_size": size}
+    for name, shard_base in (("shares", False), ("lockstep", True))
+    for size in (5, 1)
+}
+"""The same, with answers that the model samples on the way. A batch of one is one process's alone."""
 
 InProcesses = Callable[..., TrainingResult]
 
@@ -37,30 +55,70 @@ def study(study_folder: Path) -> ConversationDataset:
     return ConversationDataset.load(study_folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(config: TrainingConfig) -> TrainingConfig:
     return config.model_copy(update={"steps": 8, "eval_every": 4, "learning_rate": 0.05, "batch_size": 11})
 
 
+@pytest.fixture(scope="module")
+def corpus_folder(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "wards"
+    corpus.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(
+    model: Path,
+    talkative: Path,
+    study_folder: Path,
+    chunked_folder: Path,
+    corpus_folder: Path,
+    config: TrainingConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Folder of the runs that two processes have trained, one after another."""
+    folder = tmp_path_factory.mktemp("together")
+    runs = [
+        {
+            "model": str(reader),
+            "corpus": str(corpus_folder),
+            "dataset": str(dataset),
+            "config": config.model_copy(update=changed).for_another_process(),
+            "folder": str(folder / name),
+        }
+        for reader, dataset, named in ((model, study_folder, RUNS), (talkative, chunked_folder, SAMPLES))
+        for name, changed in named.items()
+    ]
+    (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    with torchrun(str(HERE / "train_ranks.py"), str(folder / "runs.json")) as running:
+        running.communicate(timeout=400)
+    assert running.returncode == 0
+    return folder
+
+
+@contextmanager
+def torchrun(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """Two processes of a program or module; they end with the block."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cartridge_core.__file__).parents[1])}
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    try:
+        yield running
+    finally:
+        running.terminate()
+        running.wait(60)
+
+
 @pytest.fixture
 def in_processes(
-    stored: BaseModel, model: Path, corpus: Corpus, study: ConversationDataset, study_folder: Path, tmp_path: Path
+    stored: BaseModel, model: Path, corpus: Corpus, study: ConversationDataset, study_folder: Path, corpus_folder: Path
 ) -> InProcesses:
-    corpus.save(tmp_path / "corpus")
-
-    def run(config: TrainingConfig, folder: str, processes: int = 2, **more: object) -> TrainingResult:
+    def run(config: TrainingConfig, folder: Path, **more: Any) -> TrainingResult:
         identity = RunIdentity.of("default", corpus, study, stored.identity, template_digest(stored.tokenizer), config)
-        places = (str(model), tmp_path / "corpus", study_folder)
-        return train_in_processes(
-            identity,
-            *places,
-            config,
-            tmp_path / folder,
-            processes,
-            device="cpu",
-            threads=1,
-            **more,  # type: ignore[arg-type]
-        )
+        places = (str(model), corpus_folder, study_folder)
+        return train_in_processes(identity, *places, config, folder, 2, device="cpu", threads=1, **more)
 
     return run
 
@@ -79,72 +137,63 @@ def assert_same_run(ours: TrainingResult, theirs: TrainingResult) -> None:
         torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "changed", [{}, {"shard_base": True}, {"optimizer": "muon", "learning_rate": 0.5}], ids=["adamw", "fsdp2", "muon"]
-)
+@pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_what_one_trains(
+    together: Path,
+    stored: BaseModel,
+    corpus: Corpus,
+    study: ConversationDataset,
+    config: TrainingConfig,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    shared = config.model_copy(update=RUNS[name])
+    single = train(stored, corpus, study, shared.model_copy(update={"shard_base": False}), tmp_path / "single")
+    identity = RunIdentity.of("default", corpus, study, stored.identity, template_digest(stored.tokenizer), shared)
+    both = finished_result(identity, together / name)
+    assert both is not None
+    assert_same_run(both, single)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_two_processes_sample_what_one_samples(
+    together: Path, chunked: ChunkedStudy, config: TrainingConfig, tmp_path: Path, name: str
+) -> None:
+    base, corpus, study = chunked.base, chunked.corpus, chunked.dataset
+    shared = config.model_copy(update=SAMPLES[name])
+    single = train(base, corpus, study, shared.model_copy(update={"shard_base": False}), tmp_path / "single")
+    identity = RunIdentity.of("default", corpus, study, base.identity, template_digest(base.tokenizer), shared)
+    both = finished_result(identity, together / name)
+    assert both is not None
+    assert_same_run(both, single)
+    assert [point.unfinished for point in both.curve.train] == [point.unfinished for point in single.curve.train]
+    assert single.curve.num_unfinished is not None
+
+
+def test_a_run_of_several_processes_tells_and_leaves_what_one_does(
     in_processes: InProcesses,
     stored: BaseModel,
     corpus: Corpus,
     study: ConversationDataset,
     config: TrainingConfig,
     tmp_path: Path,
-    changed: dict[str, object],
 ) -> None:
-    alone = config.model_copy(update=changed | {"shard_base": False})
-    single = train(stored, corpus, study, alone, tmp_path / "single")
+    """Started by the command's own function, with the base model parted."""
+    single = train(stored, corpus, study, config, tmp_path / "single")
     told: list[tuple[int, int]] = []
-    both = in_processes(
-        config.model_copy(update=changed), "both", progress=lambda done, total, _: told.append((done, total))
-    )
+    parted = config.model_copy(update={"shard_base": True})
+    both = in_processes(parted, tmp_path / "both", progress=lambda done, total, _: told.append((done, total)))
     assert_same_run(both, single)
     assert told == [(step, 8) for step in range(1, 9)]
     files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("single", "both")]
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("shard_base", [False, True], ids=["shares", "lockstep"])
-def test_two_processes_sample_what_one_samples(
-    talkative: Path,
-    chunked: ChunkedStudy,
-    chunked_folder: Path,
-    config: TrainingConfig,
-    tmp_path: Path,
-    shard_base: bool,
-) -> None:
-    """The last batch is of one process alone: it has one conversation."""
-    base, corpus, study = chunked.base, chunked.corpus, chunked.dataset
-    corpus.save(tmp_path / "corpus")
-    for size in (5, 1):
-        alone = config.model_copy(update={"on_policy_steps": 5, "batch_size": size})
-        single = train(base, corpus, study, alone, tmp_path / f"single-{size}")
-        shared = alone.model_copy(update={"shard_base": shard_base})
-        identity = RunIdentity.of("default", corpus, study, base.identity, template_digest(base.tokenizer), shared)
-        places = (str(talkative), tmp_path / "corpus", chunked_folder)
-        folder = tmp_path / f"both-{size}"
-        both = train_in_processes(identity, *places, shared, folder, 2, device="cpu", threads=1)
-        assert_same_run(both, single)
-        assert [point.unfinished for point in both.curve.train] == [point.unfinished for point in single.curve.train]
-        assert single.curve.num_unfinished is not None
-
-
-def test_fewer_conversations_than_processes(
-    in_processes: InProcesses,
-    stored: BaseModel,
-    corpus: Corpus,
-    study: ConversationDataset,
-    config: TrainingConfig,
-    tmp_path: Path,
-) -> None:
-    config = config.model_copy(update={"batch_size": 1, "steps": 4})
-    assert_same_run(in_processes(config, "both"), train(stored, corpus, study, config, tmp_path / "single"))
-
-
 def test_an_error_of_the_ranks_ends_the_run_with_it(
     in_processes: InProcesses, config: TrainingConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match="cannot start from a corpus of") as caught:
-        in_processes(config.model_copy(update={"num_tokens": 900}), "both")
+        in_processes(config.model_copy(update={"num_tokens": 900}), tmp_path / "both")
     assert caught.value.remedy.startswith("Choose 1 to")
     assert (tmp_path / "both" / "processes.log").is_file()
 
@@ -167,8 +216,8 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(
             os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(TrainingError, match="died without a word"):
-        in_processes(config, "both", progress=kill)
-    resumed = in_processes(config, "both")
+        in_processes(config, tmp_path / "both", progress=kill)
+    resumed = in_processes(config, tmp_path / "both")
     assert resumed.resumed_from in (4, 6)
     assert "goes on from step" in caplog.text
     assert_same_run(resumed, train(stored, corpus, study, config, tmp_path / "whole"))
@@ -189,24 +238,18 @@ def rank_process(folder: Path, rank: int) -> int:
 
 
 def test_the_ranks_do_not_outlive_the_command(
-    model: Path, corpus: Corpus, study_folder: Path, config: TrainingConfig, tmp_path: Path
+    model: Path, corpus_folder: Path, study_folder: Path, config: TrainingConfig, tmp_path: Path
 ) -> None:
     """Its death is noticed by who writes to it."""
-    corpus.save(tmp_path / "corpus")
     config = config.model_copy(update={"steps": 100_000, "eval_every": 100_000, "checkpoint_every": None})
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    arguments = ["--model", model, "--corpus", tmp_path / "corpus", "--dataset", study_folder, "--json"]
+    arguments = ["--model", model, "--corpus", corpus_folder, "--dataset", study_folder, "--json"]
     arguments += ["--config", tmp_path / "config.json", "--folder", tmp_path / "run", "--device", "cpu"]
-    root = str(Path(cartridge_core.__file__).parents[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", "-m", "cartridge_core.training.launch", *map(str, arguments)]
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": root}, text=True
-    )
-    assert running.stdout is not None
-    assert "progress" in running.stdout.readline()
-    running.stdout.close()
-    assert running.wait(90) != 0
+    with torchrun("-m", "cartridge_core.training.launch", *map(str, arguments)) as running:
+        assert running.stdout is not None
+        assert "progress" in running.stdout.readline()
+        running.stdout.close()
+        assert running.wait(90) != 0
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
