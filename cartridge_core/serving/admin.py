@@ -12,7 +12,13 @@ from cartridge_core.catalog import CHAMPION, Action, Catalog, CatalogEntry, find
 from cartridge_core.publishing import Promotion, promote, rollback
 from cartridge_core.serving.caller import Caller
 from cartridge_core.serving.composition import Composition, Wanted
-from cartridge_core.serving.errors import BadRequestError, ForbiddenError, ServingError, UnknownModelError
+from cartridge_core.serving.errors import (
+    BadRequestError,
+    ForbiddenError,
+    ReadOnlyGatewayError,
+    ServingError,
+    UnknownModelError,
+)
 from cartridge_core.serving.gateway import Gateway
 from cartridge_core.serving.model_name import CorpusReference, parse_model_name, unknown_model
 from cartridge_core.serving.pins import write_down
@@ -135,9 +141,10 @@ class Operations:
 
     async def load(self, caller: Caller, body: Named) -> dict[str, Any]:
         """Load a Cartridge or a composition before anybody asks for it."""
+        settings = self._operator_settings(caller)
         wanted, said = await self._wanted(caller, body.model)
         await self._gateway.engine.load(wanted)
-        await write_down(self._operator_settings(caller), wanted, Action.LOAD, _actor(caller))
+        await write_down(settings, wanted, Action.LOAD, _actor(caller))
         return said | {"resident": True}
 
     async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
@@ -148,6 +155,7 @@ class Operations:
         Raises:
             CompositionPinError: Several are named.
         """
+        settings = self._operator_settings(caller)
         cartridge, said = await self._wanted(caller, body.model)
         if isinstance(cartridge, Composition):
             raise CompositionPinError(
@@ -158,16 +166,17 @@ class Operations:
             )
         await self._gateway.engine.pin(cartridge, body.pinned)
         action = Action.PIN if body.pinned else Action.UNPIN
-        await write_down(self._operator_settings(caller), cartridge, action, _actor(caller), body.pinned)
+        await write_down(settings, cartridge, action, _actor(caller), body.pinned)
         return said | {"pinned": body.pinned}
 
     async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
         """Drop a Cartridge from memory, its pin and compositions with it as well, or a composition alone; answers that
         are being written keep it."""
+        settings = self._operator_settings(caller)
         wanted, said = await self._wanted(caller, body.model)
         await self._gateway.engine.unload(wanted.digest)
         pinned = None if isinstance(wanted, Composition) else False
-        await write_down(self._operator_settings(caller), wanted, Action.UNLOAD, _actor(caller), pinned)
+        await write_down(settings, wanted, Action.UNLOAD, _actor(caller), pinned)
         return said | {"resident": False}
 
     async def promote(self, caller: Caller, body: Promoting) -> dict[str, Any]:
@@ -225,9 +234,18 @@ class Operations:
         return self._operator_settings(caller)
 
     def _operator_settings(self, caller: Caller) -> Settings:
-        config, settings = self._gateway.config, self._gateway.settings
-        url = config.operator_catalog_url or settings.catalog_url
-        return settings.model_copy(update={"tenant": caller.tenant, "catalog_url": url})
+        """Settings of the caller's tenant, with the database user who may write. Asked before anything is done.
+
+        Raises:
+            ReadOnlyGatewayError: A server's catalog, and no user but the gateway's own.
+        """
+        settings = self._gateway.settings
+        if settings.operator_catalog_url is None and not settings.catalog_url.startswith("sqlite"):
+            raise ReadOnlyGatewayError(
+                "This gateway only reads the catalog: it was given no operator's connection.",
+                "Use the `cartridge` command, or set CARTRIDGE_OPERATOR_CATALOG_URL for the gateway.",
+            )
+        return settings.as_operator().model_copy(update={"tenant": caller.tenant})
 
     def _target(self, settings: Settings, body: Promoting) -> ResolvedCartridge | None:
         with Catalog(settings) as catalog, catalog.session(read_only=True) as session:

@@ -76,7 +76,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "The request cannot be answered as it is."),
         (401, "No valid API key."),
-        (403, "The key may not do this, or none is there and the request was made for another machine."),
+        (403, "The key or this gateway may not do this, or no key is there and another machine was asked for."),
         (404, "No such corpus, alias or version."),
         (409, "The gate refused, or the Cartridge cannot be moved to."),
         (410, "The Cartridge was retired or erased."),
