@@ -100,6 +100,8 @@ class Settings(BaseSettings):
         repr=False,
     )
     """Database of the catalog: a SQLite file or `postgresql://`."""
+    operator_catalog_url: str | None = Field(default=None, repr=False)
+    """The same database as a user who may do what operators do, where `catalog_url` names one who only reads."""
     artifact_root: str = Field(default_factory=lambda data: str(data["home"] / "artifacts"))
     """Where Cartridges and reports are kept: a folder or `s3://bucket/prefix`."""
     mlflow_tracking_uri: str = Field(
@@ -124,6 +126,8 @@ class Settings(BaseSettings):
     separates them by commas. None for the base model in this process."""
     teacher_key: SecretStr | None = None
     """API key of those servers (vLLM's `--api-key`)."""
+    local_copy_bytes: int = Field(default=32 << 30, gt=0)
+    """Most bytes of fetched Cartridges on this machine's disk; those least recently used go first."""
     attachment_key: SecretStr | None = Field(default=None, min_length=32)
     """What gateway and vLLM share: the gateway signs with it which Cartridge stands in front of a prompt."""
 
@@ -137,6 +141,10 @@ class Settings(BaseSettings):
     def mlflow_artifacts(self) -> Path:
         """Artifact folder of an embedded MLflow; a server has its own."""
         return self.home / "mlartifacts"
+
+    def as_operator(self) -> "Settings":
+        """These settings as an operator's: with the database user who makes keys, moves aliases and keeps pins."""
+        return self.model_copy(update={"catalog_url": self.operator_catalog_url or self.catalog_url})
 
     @classmethod
     def settings_customise_sources(
@@ -175,9 +183,11 @@ class Settings(BaseSettings):
     def _named(cls, tenant: str) -> str:
         return valid_name(tenant, "tenant")
 
-    @field_validator("catalog_url")
+    @field_validator("catalog_url", "operator_catalog_url")
     @classmethod
-    def _a_database(cls, url: str) -> str:
+    def _a_database(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
         parts = _split(url)
         _known_scheme(parts, _CATALOG_SCHEMES)
         if parts.scheme == "sqlite" and parts.path in ("", "/", "/:memory:"):

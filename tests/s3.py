@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -33,5 +34,20 @@ def make_bucket(name: str) -> None:
     """An empty bucket of that name, whatever was in it."""
     client = boto3.client("s3")
     client.create_bucket(Bucket=name)
+    for upload in client.list_multipart_uploads(Bucket=name).get("Uploads", ()):
+        client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
     for entry in client.list_objects_v2(Bucket=name).get("Contents", ()):
         client.delete_object(Bucket=name, Key=entry["Key"])
+
+
+def left_upload(root: str, key: str, data: bytes = b"half") -> None:
+    """What the writer of an object leaves in a store that was killed in the middle: in a folder, or in a bucket."""
+    if not root.startswith("s3://"):
+        path = Path(root, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f".{path.name}.abcd1234.tmp").write_bytes(data)
+        return
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    client, place = boto3.client("s3"), {"Bucket": bucket, "Key": f"{prefix}/{key}".lstrip("/")}
+    upload = client.create_multipart_upload(**place)["UploadId"]
+    client.upload_part(**place, UploadId=upload, PartNumber=1, Body=data)

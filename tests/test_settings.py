@@ -90,6 +90,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("base_model", ""),
         ("catalog_url", "mongodb://host/db"),
         ("catalog_url", "sqlite://"),
+        ("operator_catalog_url", "mongodb://host/db"),
         ("catalog_url", "sqlite:///:memory:"),
         ("artifact_root", "gs://bucket"),
         ("artifact_root", "s3://"),
@@ -144,12 +145,19 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    settings = Settings(catalog_url="postgresql://me:secret@host/db", mlflow_tracking_uri="http://me:secret@host")
+    url = "postgresql://me:secret@host/db"
+    settings = Settings(catalog_url=url, operator_catalog_url=url, mlflow_tracking_uri="http://me:secret@host")
     assert "secret" not in repr(settings)
     assert redact_url(settings.catalog_url) == "postgresql://me:***@host/db"
     with pytest.raises(SettingsError) as refusal:
         Settings(catalog_url="mysql://me:secret@host/db")
     assert "secret" not in str(refusal.value)
+
+
+def test_operators_may_have_a_database_user_of_their_own() -> None:
+    both = Settings(catalog_url="postgresql://reader@host/db", operator_catalog_url="postgresql://operator@host/db")
+    assert both.as_operator().catalog_url == "postgresql://operator@host/db"
+    assert Settings().as_operator() == Settings()
 
 
 @pytest.mark.parametrize("name", ["a", "clinic-2", "0", "x" * 63])

@@ -12,7 +12,7 @@ import pytest
 from cartridge_core.errors import StorageError
 from cartridge_core.storage import LocalStore, ObjectStore, delete_folder, get_folder, open_store, put_folder
 from cartridge_core.storage.s3 import S3Store
-from tests.s3 import make_bucket, s3_server, s3_variables
+from tests.s3 import left_upload, make_bucket, s3_server, s3_variables
 
 BUCKET = "foundry"
 
@@ -172,6 +172,15 @@ class TestStore:
         assert (tmp_path / "out" / "data").read_bytes() == b"12345"
         assert delete_folder(store, "f", "manifest") == ("f/data", "f/manifest")
         assert delete_folder(store, "f", "manifest") == ()
+
+    def test_what_was_begun_in_a_folder_goes_with_it(self, store: ObjectStore) -> None:
+        for key in ("f/data", "f2/data"):
+            left_upload(store.root, key)
+        assert [left.key for left in store.unfinished()] == ["f/data", "f2/data"]
+        assert [left.key for left in store.unfinished("f")] == ["f/data"]
+        store.write_bytes("f/manifest", b"12")
+        assert delete_folder(store, "f", "manifest") == ("f/manifest",)
+        assert [(left.key, left.size) for left in store.unfinished()] == [("f2/data", 4)]
 
 
 def test_a_writer_that_is_killed_leaves_nothing(tmp_path: Path) -> None:

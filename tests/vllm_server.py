@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,56 @@ EXACT = ("--dtype", "float32", "--enforce-eager")
 """Options for comparing with transformers."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class VllmServer:
-    """A server that answers."""
+    """A server that answers, unless it was killed."""
 
     url: str
     settings: Settings
     log: Path
-    process: "subprocess.Popen[bytes]"
+    command: tuple[str, ...]
+    variables: dict[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start it, on the port that it had before, and wait until it answers."""
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.variables,
+                cwd=self.log.parent,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        while not _healthy(self.url):
+            said = self.process.poll() is None and time.monotonic() < deadline
+            assert said, self.log.read_text(errors="replace")[-4000:]
+            time.sleep(0.3)
+
+    def revive(self) -> None:
+        """Start it again if it was killed."""
+        if not _healthy(self.url):
+            self.kill()
+            self.start()
+
+    def kill(self) -> None:
+        """SIGKILL to it and all its processes."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+
+    def stop(self) -> None:
+        """Let it end; whatever does not is killed."""
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(15)
+        self.kill()
 
 
 @contextmanager
@@ -62,29 +104,13 @@ def vllm_server(settings: Settings, folder: Path, *options: str, kv_gib: int = 1
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": "1",
     }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [COMMAND, "engine", "--port", str(port), "--", *CPU_OPTIONS, *options],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=variables,
-            cwd=folder,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}"
+    command = (str(COMMAND), "engine", "--port", str(port), "--", *CPU_OPTIONS, *options)
+    server = VllmServer(f"http://127.0.0.1:{port}", settings, log, command, variables)
     try:
-        deadline = time.monotonic() + START_S
-        while not _healthy(url):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
-            time.sleep(0.3)
-        yield VllmServer(url, settings, log, process)
+        server.start()
+        yield server
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+        server.stop()
 
 
 def _healthy(url: str) -> bool:

@@ -7,8 +7,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = ("tests/serving/vllm", "tests/flows")
 """Folders whose files share a server that is slow to start."""
-LONGEST = (*TOGETHER, "tests/training/test_processes.py")
-"""Begun first, so that at the end no worker is left alone with one of them."""
+LONGEST = (*TOGETHER, "tests/training", "tests/upkeep", "tests/serving")
+"""Where files take long. They come first, so that at the end no worker is left alone with one."""
 
 
 class ByFile(LoadScopeScheduling):
@@ -23,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((n for n, place in enumerate(LONGEST) if item.nodeid.startswith(place)), 99))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Callable[..., None]) -> LoadScopeScheduling:
     """Hook of pytest-xdist."""
     config.option.loadscopereorder = False

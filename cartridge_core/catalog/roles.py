@@ -22,7 +22,7 @@ _OPERATORS_WRITE = (AliasRow, AliasChangeRow, StatusChangeRow, TombstoneRow, Aud
 
 @dataclass(frozen=True)
 class CatalogRoles:
-    """Names of the roles. None can log in: grant them to users that can, whose passwords are never ours."""
+    """Names of the roles. Whether one can log in, or is granted to users that can, is not decided here."""
 
     flows: str = "cartridge-flows"
     """Builds, registers and promotes: reads everything but keys, adds rows, moves aliases."""
@@ -49,7 +49,9 @@ def role_statements(roles: CatalogRoles | None = None, schema: str = "public") -
 
 
 def apply_roles(settings: Settings, roles: CatalogRoles | None = None) -> None:
-    """Run `role_statements` on the catalog that the settings name, as a user who may make roles.
+    """Run `role_statements` on the catalog that the settings name.
+
+    The user must own the tables, and be allowed to make roles where one is not there yet.
 
     Raises:
         SettingsError: It is no PostgreSQL.
@@ -66,7 +68,9 @@ def apply_roles(settings: Settings, roles: CatalogRoles | None = None) -> None:
 
 def _made(names: Sequence[str], schema: str) -> Iterator[str]:
     for name in names:
-        yield (f'DO $$ BEGIN CREATE ROLE "{name}" NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$')
+        # Asked first: an owner who may make no roles is refused also where the role is there.
+        there = f"EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}')"
+        yield f'DO $$ BEGIN IF NOT {there} THEN CREATE ROLE "{name}" NOLOGIN; END IF; END $$'
         yield f'REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM "{name}"'
         yield f'GRANT USAGE ON SCHEMA {schema} TO "{name}"'
 

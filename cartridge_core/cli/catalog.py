@@ -39,12 +39,13 @@ def roles(
     serving: Annotated[str, typer.Option(help="Role of the gateway: reads only.")] = CatalogRoles.serving,
     operator: Annotated[str, typer.Option(help="Role of operators: aliases, keys, erasure.")] = CatalogRoles.operator,
     schema: Annotated[str, typer.Option(help="Schema of the printed statements.")] = "public",
-    apply: Annotated[bool, typer.Option("--apply", help="Run them, as a user who may make roles.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Run them, as the owner of the tables.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the SQL of a PostgreSQL catalog's roles, or run it. Run it again after an upgrade.
 
-    The roles cannot log in: grant them to your users (`GRANT "cartridge-serving" TO gateway`).
+    Roles that are not there yet are made, which the owner must be allowed to; those cannot log in: grant them to your
+    users (`GRANT "cartridge-serving" TO gateway`).
 
     Example: `cartridge catalog roles | psql "$CATALOG"`
     """

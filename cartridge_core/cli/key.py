@@ -32,7 +32,7 @@ def create(
 
     Example: `cartridge key create intranet --corpus handbook --requests-per-minute 600`
     """
-    settings = Settings()
+    settings = Settings().as_operator()
     with _new_file(to) as write, catalog_session(settings) as session:
         key, token = create_api_key(
             session,
@@ -63,7 +63,7 @@ def list_keys(as_json: JsonOption = False) -> None:
 
     Example: `cartridge key list`
     """
-    settings = Settings()
+    settings = Settings().as_operator()
     with catalog_session(settings, read_only=True) as session:
         keys = list_api_keys(session, settings.tenant)
     rows = [
@@ -91,7 +91,7 @@ def revoke(
 
     Example: `cartridge key revoke 5f0c9a1be2d34c77`
     """
-    settings = Settings()
+    settings = Settings().as_operator()
     with catalog_session(settings) as session:
         key = revoke_api_key(session, settings.tenant, key_id, actor=actor())
     show(key.model_dump(mode="json"), as_json, facts(f"Revoked {key.name}", {"id": key.key_id, "at": key.revoked_at}))

@@ -11,10 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from cartridge_core.catalog import CHAMPION, Action, Catalog, CatalogEntry, find_cartridge, list_cartridges
 from cartridge_core.publishing import Promotion, promote, rollback
 from cartridge_core.serving.caller import Caller
-from cartridge_core.serving.composition import Composition
-from cartridge_core.serving.errors import ForbiddenError, ServingError, UnknownModelError
+from cartridge_core.serving.composition import Composition, Wanted
+from cartridge_core.serving.errors import (
+    BadRequestError,
+    ForbiddenError,
+    ReadOnlyGatewayError,
+    ServingError,
+    UnknownModelError,
+)
 from cartridge_core.serving.gateway import Gateway
-from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single, unknown_model
+from cartridge_core.serving.model_name import CorpusReference, parse_model_name, unknown_model
 from cartridge_core.serving.pins import write_down
 from cartridge_core.serving.resolver import ResolvedCartridge, resolved_of
 from cartridge_core.settings import Settings
@@ -29,10 +35,10 @@ Reason = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 
 
 class Named(_Body):
-    """A Cartridge by name."""
+    """A Cartridge or a composition by name."""
 
     model: str = Field(min_length=1, max_length=512)
-    """`corpus`, `corpus@alias` or `corpus:version`."""
+    """`corpus`, `corpus@alias`, `corpus:version`, or several of these with a plus between them."""
 
 
 class Pinning(Named):
@@ -59,6 +65,12 @@ class RollingBack(_Body):
     corpus: str
     alias: str = CHAMPION
     reason: Reason = ""
+
+
+class CompositionPinError(BadRequestError):
+    """A composition was to be pinned."""
+
+    code = "composition_not_pinned"
 
 
 class GateRefusedError(ServingError):
@@ -128,29 +140,44 @@ class Operations:
         ]
 
     async def load(self, caller: Caller, body: Named) -> dict[str, Any]:
-        """Load a Cartridge before anybody asks for it."""
-        cartridge = await self._resolved(caller, body.model)
-        await self._gateway.engine.load(cartridge)
-        await write_down(self._operator_settings(caller), cartridge, Action.LOAD, _actor(caller))
-        return cartridge.describe() | {"resident": True}
+        """Load a Cartridge or a composition before anybody asks for it."""
+        settings = self._operator_settings(caller)
+        wanted, said = await self._wanted(caller, body.model)
+        await self._gateway.engine.load(wanted)
+        await write_down(settings, wanted, Action.LOAD, _actor(caller))
+        return said | {"resident": True}
 
     async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
         """Load a Cartridge and keep it, also when the gateway starts again, or let it go like others.
 
         Where the catalog does not take it down, it holds as long as this process, and asking again mends that.
+
+        Raises:
+            CompositionPinError: Several are named.
         """
-        cartridge = await self._resolved(caller, body.model)
+        settings = self._operator_settings(caller)
+        cartridge, said = await self._wanted(caller, body.model)
+        if isinstance(cartridge, Composition):
+            raise CompositionPinError(
+                f"{cartridge.name} composes Cartridges and cannot be pinned: a pin stays, and a composition may be "
+                "served only as long as its newest evaluation passes.",
+                "Load it; it stays in memory as long as it is asked for.",
+                param="model",
+            )
         await self._gateway.engine.pin(cartridge, body.pinned)
         action = Action.PIN if body.pinned else Action.UNPIN
-        await write_down(self._operator_settings(caller), cartridge, action, _actor(caller), body.pinned)
-        return cartridge.describe() | {"pinned": body.pinned}
+        await write_down(settings, cartridge, action, _actor(caller), body.pinned)
+        return said | {"pinned": body.pinned}
 
     async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
-        """Drop a Cartridge from memory, its pin as well; answers that are being written keep it."""
-        cartridge = await self._resolved(caller, body.model)
-        await self._gateway.engine.unload(cartridge.digest)
-        await write_down(self._operator_settings(caller), cartridge, Action.UNLOAD, _actor(caller), pinned=False)
-        return cartridge.describe() | {"resident": False}
+        """Drop a Cartridge from memory, its pin and compositions with it as well, or a composition alone; answers that
+        are being written keep it."""
+        settings = self._operator_settings(caller)
+        wanted, said = await self._wanted(caller, body.model)
+        await self._gateway.engine.unload(wanted.digest)
+        pinned = None if isinstance(wanted, Composition) else False
+        await write_down(settings, wanted, Action.UNLOAD, _actor(caller), pinned)
+        return said | {"resident": False}
 
     async def promote(self, caller: Caller, body: Promoting) -> dict[str, Any]:
         """Move an alias, through the gate; the Cartridge is loaded first, so that nobody waits for it."""
@@ -181,12 +208,18 @@ class Operations:
 
         return self._moved(await asyncio.to_thread(move))
 
-    async def _resolved(self, caller: Caller, name: str) -> ResolvedCartridge:
-        reference = single(parse_model_name(name, self._gateway.model.identity.id))
-        if reference is None:
+    async def _wanted(self, caller: Caller, name: str) -> tuple[Wanted, dict[str, Any]]:
+        """What an operator named, and what may be said of it."""
+        references = parse_model_name(name, self._gateway.model.identity.id)
+        if not references:
             raise UnknownModelError(f"{name!r} is the base model, not a Cartridge.", "Name a corpus.", param="model")
-        caller.check(reference)
-        return await self._gateway.resolver.resolve(caller.tenant, reference)
+        for reference in references:
+            caller.check(reference)
+        if len(references) > 1:
+            composition, evaluation = await self._gateway.compositions.find(caller.tenant, references)
+            return composition, composition.describe(evaluation)
+        cartridge = await self._gateway.resolver.resolve(caller.tenant, references[0])
+        return cartridge, cartridge.describe()
 
     def _settings(self, caller: Caller, corpus: str) -> Settings:
         """Settings of the caller's tenant, with the database role that may write."""
@@ -201,9 +234,18 @@ class Operations:
         return self._operator_settings(caller)
 
     def _operator_settings(self, caller: Caller) -> Settings:
-        config, settings = self._gateway.config, self._gateway.settings
-        url = config.operator_catalog_url or settings.catalog_url
-        return settings.model_copy(update={"tenant": caller.tenant, "catalog_url": url})
+        """Settings of the caller's tenant, with the database user who may write. Asked before anything is done.
+
+        Raises:
+            ReadOnlyGatewayError: A server's catalog, and no user but the gateway's own.
+        """
+        settings = self._gateway.settings
+        if settings.operator_catalog_url is None and not settings.catalog_url.startswith("sqlite"):
+            raise ReadOnlyGatewayError(
+                "This gateway only reads the catalog: it was given no operator's connection.",
+                "Use the `cartridge` command, or set CARTRIDGE_OPERATOR_CATALOG_URL for the gateway.",
+            )
+        return settings.as_operator().model_copy(update={"tenant": caller.tenant})
 
     def _target(self, settings: Settings, body: Promoting) -> ResolvedCartridge | None:
         with Catalog(settings) as catalog, catalog.session(read_only=True) as session:
@@ -253,7 +295,7 @@ def operator_routes(gateway: Gateway) -> APIRouter:
 
     @router.post("/cartridges/load")
     async def load(body: Named, caller: Operator) -> dict[str, Any]:
-        """Load a Cartridge into memory."""
+        """Load a Cartridge or a composition into memory."""
         return await operations.load(caller, body)
 
     @router.post("/cartridges/pin")
@@ -263,7 +305,7 @@ def operator_routes(gateway: Gateway) -> APIRouter:
 
     @router.post("/cartridges/unload")
     async def unload(body: Named, caller: Operator) -> dict[str, Any]:
-        """Drop a Cartridge from memory."""
+        """Drop a Cartridge or a composition from memory."""
         return await operations.unload(caller, body)
 
     @router.post("/promote")

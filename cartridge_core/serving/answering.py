@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from cartridge_core.catalog import CompositionEntry
 from cartridge_core.serving.caller import Caller
-from cartridge_core.serving.composition import MOST_PARTS, Composition
+from cartridge_core.serving.composition import Composition, Compositions
 from cartridge_core.serving.config import Fallback
 from cartridge_core.serving.engine import Engine, GenerationRequest, Piece
-from cartridge_core.serving.errors import BadRequestError, CompositionError, ContextLengthError, ServingError
+from cartridge_core.serving.errors import BadRequestError, ContextLengthError, ServingError
 from cartridge_core.serving.model_name import CorpusReference, parse_model_name
 from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
@@ -103,23 +103,23 @@ class Answerer:
     Args:
         model: The base model.
         resolver: Finds Cartridges.
+        compositions: Finds several together.
         renderer: Makes tokens.
         engine: Computes.
         fallback: What is answered where a Cartridge cannot be served and the caller does not say.
-        composition: Whether several Cartridges may be named.
     """
 
     def __init__(
         self,
         model: ServedModel,
         resolver: Resolver,
+        compositions: Compositions,
         renderer: PromptRenderer,
         engine: Engine,
         fallback: Fallback,
-        composition: bool = False,
     ) -> None:
-        self._model, self._resolver, self.renderer = model, resolver, renderer
-        self._engine, self._fallback, self._composition = engine, fallback, composition
+        self._model, self._resolver, self._compositions = model, resolver, compositions
+        self.renderer, self._engine, self._fallback = renderer, engine, fallback
 
     async def front(self, caller: Caller, body: GenerationFields, kind: PromptKind) -> Front:
         """What the request wants in front of its prompts.
@@ -140,7 +140,8 @@ class Answerer:
         if len(references) > 1:
             # Nothing stands in for a composition that is not known to work: metrics name only those that are.
             with span("resolve", {"cartridge.corpus": "+".join(reference.corpus for reference in references)}):
-                return await self._composed(caller, references)
+                composition, evaluation = await self._compositions.find(caller.tenant, references)
+            return Front("cartridge", references, composition.parts, evaluation)
         try:
             with span("resolve", {"cartridge.corpus": references[0].corpus}):
                 found = await self._resolver.resolve(caller.tenant, references[0])
@@ -185,21 +186,6 @@ class Answerer:
         if prompt.calling is not None:
             pieces = prompt.calling.read(pieces)
         return Answering(front, pieces, await anext(pieces))
-
-    async def _composed(self, caller: Caller, references: tuple[CorpusReference, ...]) -> Front:
-        if not self._composition:
-            raise CompositionError(
-                f"{'+'.join(map(str, references))!r} composes {len(references)} Cartridges, which this gateway does "
-                "not do.",
-                "Name one corpus.",
-                param="model",
-            )
-        if len(references) > MOST_PARTS:
-            raise BadRequestError(f"More than {MOST_PARTS} Cartridges are named.", "Name fewer.", param="model")
-        parts = tuple([await self._resolver.resolve(caller.tenant, reference) for reference in references])
-        evaluation = await self._resolver.composition(caller.tenant, tuple(part.digest for part in parts))
-        Composition(parts).check(evaluation)
-        return Front("cartridge", references, parts, evaluation)
 
     def _references(self, body: GenerationFields) -> tuple[CorpusReference, ...]:
         base = self._model.identity.id

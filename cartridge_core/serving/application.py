@@ -76,7 +76,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "The request cannot be answered as it is."),
         (401, "No valid API key."),
-        (403, "The key may not do this, or none is there and the request was made for another machine."),
+        (403, "The key or this gateway may not do this, or no key is there and another machine was asked for."),
         (404, "No such corpus, alias or version."),
         (409, "The gate refused, or the Cartridge cannot be moved to."),
         (410, "The Cartridge was retired or erased."),
@@ -113,7 +113,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models/{name:path}", responses=_ERRORS)
     async def model(name: str, caller: Asking) -> dict[str, Any]:
-        """Show one model: a corpus, an alias, a version or the base model."""
+        """Show one model: a corpus, an alias, a version, a composition or the base model."""
         return await gateway.models.entry(caller, name)
 
 

@@ -10,15 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from cartridge_core.serving.composition import Composition
+from cartridge_core.serving.composition import Wanted, parts_of
 from cartridge_core.serving.errors import NotLoadedError, UnknownModelError
-from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.tracing import span
 
 T = TypeVar("T")
-
-Wanted = ResolvedCartridge | Composition
-"""What is loaded as one: a Cartridge, or several that were composed."""
 
 _LOADS_AT_ONCE = 2
 
@@ -120,14 +116,14 @@ class CartridgeCache(Generic[T]):
             entry.in_use -= 1
 
     async def load(self, cartridge: Wanted) -> None:
-        """Load a Cartridge before anybody asks for it.
+        """Load a Cartridge or a composition before anybody asks for it.
 
         Raises:
             NotLoadedError, ServingError: As `lease`.
         """
         await self._entry(cartridge)
 
-    async def pin(self, cartridge: ResolvedCartridge, pinned: bool = True) -> None:
+    async def pin(self, cartridge: Wanted, pinned: bool = True) -> None:
         """Load a Cartridge and keep it whatever comes; or let it go like others."""
         if not pinned:
             self._pins.discard(cartridge.digest)
@@ -136,7 +132,8 @@ class CartridgeCache(Generic[T]):
         self._pins.add(cartridge.digest)
 
     def unload(self, digest: str) -> None:
-        """Drop a Cartridge and every composition with it; requests that they answer keep them until they end.
+        """Drop a Cartridge and every composition with it, or a composition alone; requests that they answer keep them
+        until they end.
 
         Raises:
             UnknownModelError: It is not in memory.
@@ -144,8 +141,8 @@ class CartridgeCache(Generic[T]):
         holding = [key for key, entry in self._entries.items() if digest in _digests(entry.cartridge)]
         if not holding:
             raise UnknownModelError(f"Cartridge {digest[:12]} is not in memory.", "List those that are.")
-        self._pins.discard(digest)
         for key in holding:
+            self._pins.discard(key)
             del self._entries[key]
 
     def close(self) -> None:
@@ -214,5 +211,5 @@ class CartridgeCache(Generic[T]):
         self._counts.loads += not failed
 
 
-def _digests(wanted: Wanted) -> tuple[str, ...]:
-    return tuple(part.digest for part in wanted.parts) if isinstance(wanted, Composition) else (wanted.digest,)
+def _digests(wanted: Wanted) -> set[str]:
+    return {wanted.digest, *(part.digest for part in parts_of(wanted))}

@@ -182,9 +182,11 @@ class Completions:
             # The status line is long gone; SDKs look for this.
             ready.record.fields["error"] = error.code
             yield _event(error_reply(error))
+        else:
+            # Said of whole answers alone: who looks for nothing else must not take a part for one.
+            yield "data: [DONE]\n\n"
         finally:
             self._count(ready)
-        yield "data: [DONE]\n\n"
 
     def _first_token(self, record: RequestRecord, front: Front) -> None:
         seconds = time.perf_counter() - record.started

@@ -1,12 +1,13 @@
 """Several Cartridges in front of one prompt, and when that is allowed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cartridge_core.catalog import CompositionEntry, composition_digest
-from cartridge_core.serving.errors import CompositionNotEvaluatedError
-from cartridge_core.serving.resolver import ResolvedCartridge
+from cartridge_core.serving.errors import BadRequestError, CompositionError, CompositionNotEvaluatedError
+from cartridge_core.serving.model_name import CorpusReference
+from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
 
 MOST_PARTS = 8
 """Cartridges that may stand in front of one prompt."""
@@ -80,6 +81,57 @@ class Composition:
                 "icl_score": evaluation.icl_score,
             },
         }
+
+
+Wanted = ResolvedCartridge | Composition
+"""What is loaded as one: a Cartridge, or several that are composed."""
+
+
+def together(parts: Sequence[ResolvedCartridge]) -> Wanted:
+    """What stands in front of a prompt, at least one, as what is loaded as one."""
+    return parts[0] if len(parts) == 1 else Composition(tuple(parts))
+
+
+def parts_of(wanted: Wanted) -> tuple[ResolvedCartridge, ...]:
+    """The Cartridges in it, in order."""
+    return wanted.parts if isinstance(wanted, Composition) else (wanted,)
+
+
+class Compositions:
+    """Finds compositions that may be served.
+
+    Args:
+        resolver: Knows Cartridges and evaluations.
+        allowed: Whether the operator has switched them on.
+    """
+
+    def __init__(self, resolver: Resolver, allowed: bool) -> None:
+        self._resolver, self._allowed = resolver, allowed
+
+    async def find(
+        self, tenant: str, references: tuple[CorpusReference, ...]
+    ) -> tuple[Composition, CompositionEntry | None]:
+        """The Cartridges that a tenant named, and what the evaluation of them said.
+
+        Raises:
+            CompositionError: Compositions are switched off.
+            BadRequestError: There are too many.
+            CompositionNotEvaluatedError: Nobody has measured them in this order, or they failed.
+            ServingError: As the resolver raises about one of them.
+        """
+        if not self._allowed:
+            raise CompositionError(
+                f"{'+'.join(map(str, references))!r} composes {len(references)} Cartridges, which this gateway does "
+                "not do.",
+                "Name one corpus.",
+                param="model",
+            )
+        if len(references) > MOST_PARTS:
+            raise BadRequestError(f"More than {MOST_PARTS} Cartridges are named.", "Name fewer.", param="model")
+        composition = Composition(tuple([await self._resolver.resolve(tenant, one) for one in references]))
+        evaluation = await self._resolver.composition(tenant, tuple(part.digest for part in composition.parts))
+        composition.check(evaluation)
+        return composition, evaluation
 
 
 def _sum(numbers: Iterable[int | None]) -> int | None:

@@ -49,5 +49,3 @@ class GatewayConfig(BaseModel):
     """Longest request body."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that answers being written get to end when the gateway is told to stop."""
-    operator_catalog_url: str | None = Field(default=None, repr=False)
-    """Database URL of the role that may move aliases; the settings' catalog_url, which only needs to read, if None."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cartridge_core.serving.cache import CacheCounts, Resident
+from cartridge_core.serving.composition import Wanted
 from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.sampling_params import SamplingParams
 
@@ -121,20 +122,24 @@ class Engine(Protocol):
         """How it is doing."""
         ...
 
-    async def load(self, cartridge: ResolvedCartridge) -> None:
-        """Make a Cartridge ready before anybody asks for it."""
+    async def load(self, wanted: Wanted) -> None:
+        """Make a Cartridge or a composition ready before anybody asks for it."""
         ...
 
-    async def pin(self, cartridge: ResolvedCartridge, pinned: bool) -> None:
-        """Keep a Cartridge ready whatever comes, or no longer."""
+    async def pin(self, wanted: Wanted, pinned: bool) -> None:
+        """Keep it ready whatever comes, or no longer."""
         ...
 
     async def unload(self, digest: str) -> None:
-        """Let a Cartridge go."""
+        """Let a Cartridge and every composition with it go, or a composition alone.
+
+        Raises:
+            UnknownModelError: It is not ready.
+        """
         ...
 
     async def residents(self) -> Sequence[Resident]:
-        """Cartridges that are ready."""
+        """Cartridges and compositions that are ready."""
         ...
 
     def cache_counts(self) -> CacheCounts:

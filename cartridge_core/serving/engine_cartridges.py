@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cartridge_core.manifest import CartridgeManifest, read_manifest
 from cartridge_core.serving.kv_blocks import local_heads
 from cartridge_core.serving.residency import Front
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
+from cartridge_core.stages.local_copies import HeldCopy, LocalCopies
 from cartridge_core.stored_tensors import exact_tensors
 from cartridge_core.tensor_stream import stream_tensors
 
@@ -61,7 +62,7 @@ class EngineCartridges:
         ranks: int,
         pinned: bool,
     ) -> None:
-        self._settings, self._layers, self._dtype = settings, layers, dtype
+        self._copies, self._layers, self._dtype = LocalCopies(settings), layers, dtype
         self._rank, self._ranks, self._pinned = rank, ranks, pinned
         self._held: dict[Front, Future[Shard]] = {}
         self._threads = ThreadPoolExecutor(_LOADS_AT_ONCE, thread_name_prefix="cartridge-load")
@@ -92,7 +93,17 @@ class EngineCartridges:
         self._held.clear()
 
     def _read(self, tenant: str, front: Front, num_tokens: int) -> Shard:
-        folders = [cache_folder(self._settings, digest) for digest in front]
+        with ExitStack() as stack:
+            folders = [stack.enter_context(self._copy(digest)).folder for digest in front]
+            return self._read_folders(tenant, front, num_tokens, folders)
+
+    def _copy(self, digest: str) -> HeldCopy:
+        held = self._copies.hold(digest)
+        if held is None:
+            raise ArtifactError(f"There is no copy of Cartridge {digest[:12]} on this machine.")
+        return held
+
+    def _read_folders(self, tenant: str, front: Front, num_tokens: int, folders: list[Path]) -> Shard:
         manifests = [_manifest(folder, tenant, digest) for folder, digest in zip(folders, front, strict=True)]
         if (seen := sum(manifest.num_tokens for manifest in manifests)) != num_tokens:
             raise ArtifactError(f"{seen} tokens stand in front, {num_tokens} were attached.")

@@ -8,6 +8,7 @@ this the door.
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.requests import Request
@@ -20,11 +21,13 @@ from cartridge_core.serving.errors import BadRequestError, ForbiddenError, NotLo
 from cartridge_core.serving.fetching import fetch_files
 from cartridge_core.serving.request_log import refuse
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
+from cartridge_core.stages.local_copies import HeldCopy, LocalCopies, cache_folder
 
 _FETCHES_AT_ONCE = 4
 _WAIT_S = 10.0
 """How long a request waits for its Cartridge's files before it is told to come back; the fetch goes on."""
+_ATTEMPTS = 3
+"""How often files are fetched that others remove to make room."""
 
 
 class EngineDoor:
@@ -39,7 +42,7 @@ class EngineDoor:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app, self._settings = app, Settings()
-        self._key = attachment_key(self._settings)
+        self._key, self._copies = attachment_key(self._settings), LocalCopies(self._settings)
         self._threads = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="cartridge-fetch")
         self._bytes: dict[tuple[str, str], int] = {}
         """Of those whose files were verified, by tenant and digest."""
@@ -55,38 +58,61 @@ class EngineDoor:
                 await self._app(scope, receive, send)
             return
         body = await Request(scope, receive).body()
-        try:
-            if scope["path"] == "/cartridges/load":
-                await self._admit(_field(body, "attachment"))
-                await JSONResponse(self._described())(scope, receive, send)
+        # What stands in front of a request stays on this machine until it is answered: workers may read it late.
+        with ExitStack() as until_answered:
+            try:
+                if scope["path"] == "/cartridges/load":
+                    await self._admit(_field(body, "attachment"), until_answered)
+                    await JSONResponse(self._described())(scope, receive, send)
+                    return
+                if PARAMETER.encode() in body:
+                    parameters = _field(body, "kv_transfer_params")
+                    signed = parameters.get(PARAMETER) if isinstance(parameters, dict) else None
+                    await self._admit(signed, until_answered)
+            except ServingError as error:
+                await refuse(error)(scope, receive, send)
                 return
-            if PARAMETER.encode() in body:
-                parameters = _field(body, "kv_transfer_params")
-                await self._admit(parameters.get(PARAMETER) if isinstance(parameters, dict) else None)
-        except ServingError as error:
-            await refuse(error)(scope, receive, send)
-            return
-        await self._app(scope, _replayed(body, receive), send)
+            await self._app(scope, _replayed(body, receive), send)
 
     def _described(self) -> dict[str, Any]:
-        there = [{"digest": digest, "num_bytes": size} for (_, digest), size in self._bytes.items()]
+        there = [
+            {"digest": digest, "num_bytes": size, "pinned": self._copies.is_pinned(digest)}
+            for (_, digest), size in self._bytes.items()
+            if cache_folder(self._settings, digest).is_dir()
+        ]
         return {"cartridges": there, "fetching": len(self._fetching), **self._counts}
 
-    async def _admit(self, signed: Any) -> None:
+    async def _admit(self, signed: Any, until_answered: ExitStack) -> None:
         try:
             attachment = Attachment.verified(signed, self._key)
         except AttachmentError as error:
             raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
         for cartridge in attachment.cartridges:
             try:
-                await self._present(attachment.tenant, cartridge.digest)
+                until_answered.enter_context(await self._present(attachment.tenant, cartridge.digest))
             except PublishingError as error:
                 raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
+            # Compositions are not pinned, and one that goes must not take its parts' pins with it.
+            if attachment.residency != "cached" and len(attachment.cartridges) == 1:
+                self._copies.pin(cartridge.digest, attachment.residency == "pin")
 
-    async def _present(self, tenant: str, digest: str) -> None:
-        if (tenant, digest) in self._bytes and cache_folder(self._settings, digest).is_dir():
-            self._counts["hits"] += 1
-            return
+    async def _present(self, tenant: str, digest: str) -> HeldCopy:
+        """A verified copy, held."""
+        for attempt in range(_ATTEMPTS):
+            held = self._copies.hold(digest)
+            if held is not None and (tenant, digest) in self._bytes:
+                self._counts["hits"] += attempt == 0
+                return held
+            if held is not None:
+                held.release()
+            await self._fetch(tenant, digest)
+        raise NotLoadedError(
+            f"The files of Cartridge {digest[:12]} make room for others as soon as they are there.",
+            "The operator has to raise CARTRIDGE_LOCAL_COPY_BYTES.",
+            retry_after=_WAIT_S,
+        )
+
+    async def _fetch(self, tenant: str, digest: str) -> None:
         task = self._fetching.get(digest)
         if task is None:
             task = self._fetching[digest] = asyncio.create_task(self._fetched(tenant, digest))
@@ -101,7 +127,7 @@ class EngineDoor:
 
     async def _fetched(self, tenant: str, digest: str) -> None:
         loop = asyncio.get_running_loop()
-        size = await loop.run_in_executor(self._threads, fetch_files, self._settings, tenant, digest)
+        size = await loop.run_in_executor(self._threads, fetch_files, self._copies, tenant, digest)
         self._bytes[tenant, digest] = size
 
     def _settle(self, digest: str, done: "asyncio.Task[None]") -> None:

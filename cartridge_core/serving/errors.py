@@ -76,6 +76,12 @@ class ForbiddenError(ServingError):
     status, kind, code = 403, "invalid_request_error", "insufficient_permissions"
 
 
+class ReadOnlyGatewayError(ForbiddenError):
+    """The gateway's database user only reads, and it was given no operator's."""
+
+    code = "read_only_gateway"
+
+
 class UnknownModelError(ServingError):
     """No such corpus, alias or version for this caller."""
 

@@ -5,6 +5,7 @@ from fastapi import Request
 from cartridge_core.serving.answering import Answerer
 from cartridge_core.serving.caller import Caller
 from cartridge_core.serving.completions import Completions
+from cartridge_core.serving.composition import Compositions
 from cartridge_core.serving.config import GatewayConfig
 from cartridge_core.serving.door import Door
 from cartridge_core.serving.engine import Engine
@@ -33,13 +34,14 @@ class Gateway:
         self.catalogue = Catalogue(settings)
         freshness = Freshness(config.fresh_s, config.stale_s, config.catalog_timeout_s)
         self.resolver = Resolver(self.catalogue, model.identity, freshness)
+        self.compositions = Compositions(self.resolver, config.composition)
         self.door = Door(self.catalogue, settings.tenant, freshness)
         self.renderer = PromptRenderer(model, settings)
         self.metrics = Metrics(engine)
         self.in_flight = InFlight()
-        answerer = Answerer(model, self.resolver, self.renderer, engine, config.fallback, config.composition)
+        answerer = Answerer(model, self.resolver, self.compositions, self.renderer, engine, config.fallback)
         self.completions = Completions(answerer, self.metrics)
-        self.models = ModelList(model, self.resolver)
+        self.models = ModelList(model, self.resolver, self.compositions)
 
     async def caller(self, request: Request) -> Caller:
         """Who asks.

@@ -9,15 +9,15 @@ from cartridge_core.compose import compose
 from cartridge_core.inference.prefix import empty_prefix
 from cartridge_core.models import BaseModel
 from cartridge_core.prefix_kv import PrefixKV
-from cartridge_core.serving.cache import CacheCounts, CartridgeCache, Resident, Wanted
-from cartridge_core.serving.composition import Composition
+from cartridge_core.serving.cache import CacheCounts, CartridgeCache, Resident
+from cartridge_core.serving.composition import Wanted, parts_of, together
 from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
 from cartridge_core.serving.errors import ContextLengthError, EngineError, OverloadedError
 from cartridge_core.serving.fetching import fetch_cartridge
-from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.scheduler import Answer, Scheduler
 from cartridge_core.serving.text_stream import TextStream
 from cartridge_core.settings import Settings
+from cartridge_core.stages.local_copies import LocalCopies
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class LocalEngine:
 
     Args:
         base: The model.
-        settings: Names the artifact store.
+        settings: Name the artifact store and where copies lie on this machine.
         config: Bounds.
     """
 
     features: frozenset[str] = frozenset()
 
     def __init__(self, base: BaseModel, settings: Settings, config: LocalEngineConfig | None = None) -> None:
-        self._base, self._settings, self._config = base, settings, config or LocalEngineConfig()
+        self._base, self._config, self._copies = base, config or LocalEngineConfig(), LocalCopies(settings)
         self._empty = empty_prefix(base)
         self._per_token = (
             sum(2 * spec.num_kv_heads * spec.head_dim for spec in base.layer_specs if spec.has_kv) * base.dtype.itemsize
@@ -73,8 +73,7 @@ class LocalEngine:
         async with AsyncExitStack() as stack:
             prefix, group = self._empty, ""
             if request.cartridges:
-                parts = request.cartridges
-                wanted = parts[0] if len(parts) == 1 else Composition(parts)
+                wanted = together(request.cartridges)
                 prefix, group = await stack.enter_async_context(self.cache.lease(wanted)), wanted.digest
             pieces = await stack.enter_async_context(aclosing(self._pieces(request, prefix, group)))
             async for piece in pieces:
@@ -115,17 +114,20 @@ class LocalEngine:
         reason = "" if alive else scheduler.failure or "not started"
         return EngineHealth(alive, reason, scheduler.running, scheduler.waiting)
 
-    async def load(self, cartridge: ResolvedCartridge) -> None:
+    async def load(self, wanted: Wanted) -> None:
         """See `Engine`."""
-        await self.cache.load(cartridge)
+        await self.cache.load(wanted)
 
-    async def pin(self, cartridge: ResolvedCartridge, pinned: bool) -> None:
+    async def pin(self, wanted: Wanted, pinned: bool) -> None:
         """See `Engine`."""
-        await self.cache.pin(cartridge, pinned)
+        await self.cache.pin(wanted, pinned)
+        for part in parts_of(wanted):
+            self._copies.pin(part.digest, pinned)
 
     async def unload(self, digest: str) -> None:
         """See `Engine`."""
         self.cache.unload(digest)
+        self._copies.pin(digest, False)
 
     async def residents(self) -> Sequence[Resident]:
         """See `Engine`."""
@@ -149,8 +151,7 @@ class LocalEngine:
             )
 
     def _load(self, wanted: Wanted) -> PrefixKV:
-        parts = wanted.parts if isinstance(wanted, Composition) else (wanted,)
-        loaded = [fetch_cartridge(self._settings, part) for part in parts]
+        loaded = [fetch_cartridge(self._copies, part) for part in parts_of(wanted)]
         for cartridge in loaded:
             cartridge.check_base_model(self._base.identity)
         return compose(loaded).to(self._base.device, self._base.dtype)

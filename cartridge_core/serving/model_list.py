@@ -4,7 +4,8 @@ from datetime import datetime
 from typing import Any
 
 from cartridge_core.serving.caller import Caller
-from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single
+from cartridge_core.serving.composition import Compositions
+from cartridge_core.serving.model_name import CorpusReference, parse_model_name
 from cartridge_core.serving.prompt import ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
 
@@ -15,10 +16,11 @@ class ModelList:
     Args:
         model: The base model.
         resolver: Knows the corpora.
+        compositions: Knows several together.
     """
 
-    def __init__(self, model: ServedModel, resolver: Resolver) -> None:
-        self._model, self._resolver = model, resolver
+    def __init__(self, model: ServedModel, resolver: Resolver, compositions: Compositions) -> None:
+        self._model, self._resolver, self._compositions = model, resolver, compositions
 
     async def entries(self, caller: Caller) -> list[dict[str, Any]]:
         """The base model, then every corpus with each of its aliases.
@@ -38,20 +40,33 @@ class ModelList:
         ]
 
     async def entry(self, caller: Caller, name: str) -> dict[str, Any]:
-        """One of them, or a version.
+        """One of them, a version, or a composition.
 
         Raises:
             ServingError: It is none that this caller could ask.
         """
-        reference = single(parse_model_name(name, self._model.identity.id))
-        if reference is None:
+        references = parse_model_name(name, self._model.identity.id)
+        for reference in references:
+            caller.check(reference)
+        if not references:
             return self._base()
-        caller.check(reference)
+        if len(references) > 1:
+            return await self._composition(caller, references)
+        (reference,) = references
         cartridge = await self._resolver.resolve(caller.tenant, reference)
         corpora = {corpus.name: corpus.created for corpus in await self._resolver.corpora(caller.tenant)}
         # The list is bounded, and holds what an alias points at.
-        registered = int(datetime.fromisoformat(cartridge.created_at).timestamp())
-        return _entry(str(reference), cartridge, corpora.get(reference.corpus, registered))
+        return _entry(str(reference), cartridge, corpora.get(reference.corpus, _registered(cartridge)))
+
+    async def _composition(self, caller: Caller, references: tuple[CorpusReference, ...]) -> dict[str, Any]:
+        composition, evaluation = await self._compositions.find(caller.tenant, references)
+        return {
+            "id": "+".join(map(str, references)),
+            "object": "model",
+            "created": max(map(_registered, composition.parts)),
+            "owned_by": composition.tenant,
+            "metadata": composition.describe(evaluation),
+        }
 
     def _base(self) -> dict[str, Any]:
         identity = self._model.identity
@@ -62,6 +77,11 @@ class ModelList:
             "owned_by": "base",
             "metadata": {"revision": identity.revision, "context_length": self._model.max_positions},
         }
+
+
+def _registered(cartridge: ResolvedCartridge) -> int:
+    """Unix time of its registration."""
+    return int(datetime.fromisoformat(cartridge.created_at).timestamp())
 
 
 def _entry(name: str, cartridge: ResolvedCartridge, created: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cartridge_core.catalog import CHAMPION
 from cartridge_core.errors import SettingsError
-from cartridge_core.serving.errors import BadRequestError, UnknownModelError
+from cartridge_core.serving.errors import UnknownModelError
 from cartridge_core.settings import valid_name
 
 _PART = re.compile(r"(?P<corpus>[^@:]+)(?:@(?P<alias>.+)|:(?P<version>[1-9][0-9]{0,8}))?")
@@ -46,21 +46,6 @@ def parse_model_name(text: str, base_model: str) -> tuple[CorpusReference, ...]:
     if text == base_model:
         return ()
     return tuple(_reference(part, text) for part in text.split("+"))
-
-
-def single(references: tuple[CorpusReference, ...]) -> CorpusReference | None:
-    """The one Cartridge asked for; None for the plain base model.
-
-    Raises:
-        BadRequestError: There are several.
-    """
-    if len(references) > 1:
-        raise BadRequestError(
-            f"{'+'.join(map(str, references))!r} names {len(references)} Cartridges where one is asked for.",
-            "Name one corpus.",
-            param="model",
-        )
-    return references[0] if references else None
 
 
 def unknown_model(text: str) -> UnknownModelError:

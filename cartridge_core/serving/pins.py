@@ -6,6 +6,7 @@ import logging
 from cartridge_core.catalog import Action, CatalogEntry, catalog_session, list_pins, record_event, record_pin
 from cartridge_core.errors import CartridgeError, CatalogError
 from cartridge_core.manifest import BaseModelIdentity
+from cartridge_core.serving.composition import Composition, Wanted, parts_of
 from cartridge_core.serving.engine import Engine
 from cartridge_core.serving.errors import EngineError
 from cartridge_core.serving.resolver import Catalogue, ResolvedCartridge, resolved_of
@@ -18,16 +19,16 @@ _AGAIN_S = 5.0
 
 
 async def write_down(
-    settings: Settings, cartridge: ResolvedCartridge, action: Action, actor: str, pinned: bool | None = None
+    settings: Settings, wanted: Wanted, action: Action, actor: str, pinned: bool | None = None
 ) -> None:
-    """Write down what an operator did to a Cartridge in memory.
+    """Write down what an operator did to a Cartridge or a composition in memory.
 
     Args:
         settings: Name the catalog, with a role that may write.
-        cartridge: Which.
+        wanted: Which.
         action: What was done.
         actor: Who asked.
-        pinned: Whether it is pinned from now on; None where that stays as it was.
+        pinned: Whether the Cartridge is pinned from now on; None where that stays as it was.
 
     Raises:
         CatalogError: The catalog does not take it.
@@ -36,9 +37,14 @@ async def write_down(
     def write() -> None:
         with catalog_session(settings) as session:
             if pinned is not None:
-                record_pin(session, cartridge.tenant, cartridge.corpus, cartridge.digest, pinned=pinned, actor=actor)
-            subject = f"{cartridge.corpus}/{cartridge.digest[:12]}"
-            record_event(session, cartridge.tenant, action, subject, actor=actor, details={"digest": cartridge.digest})
+                record_pin(session, wanted.tenant, wanted.corpus, wanted.digest, pinned=pinned, actor=actor)
+            # Of a composition each part, so that a Cartridge's history has it.
+            together = {"composition": wanted.name} if isinstance(wanted, Composition) else {}
+            for part in parts_of(wanted):
+                subject = f"{part.corpus}/{part.digest[:12]}"
+                record_event(
+                    session, part.tenant, action, subject, actor=actor, details={"digest": part.digest, **together}
+                )
 
     await asyncio.to_thread(write)
 

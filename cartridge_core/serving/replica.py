@@ -36,7 +36,12 @@ class Replica:
         self.problem: str | None = "was not asked yet"
         """Why it is left out; None while it can be used."""
         self.served: set[str] = set()
-        """Digests of Cartridges that its answers were seen to come through, since it was last left out."""
+        """Digests of Cartridges and compositions that its answers were seen to come through, since it was last left
+        out."""
+        self.pinned: set[str] = set()
+        """Digests of what it was told to keep, since it was last left out."""
+        self.perhaps_pinned: set[str] = set()
+        """Digests of what it was told to keep before: it keeps them if it was away and not started again."""
         self.outstanding = 0
         """Answers that were asked of it and have not ended."""
         self.described: dict[str, Any] = {}
@@ -46,6 +51,8 @@ class Replica:
         """Ask nothing of it until it was seen to be well."""
         self.problem = problem
         self.served.clear()
+        self.perhaps_pinned |= self.pinned
+        self.pinned.clear()
 
     @contextmanager
     def busy(self, answers: int) -> Iterator[None]:

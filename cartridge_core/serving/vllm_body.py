@@ -12,9 +12,13 @@ from cartridge_core.serving.attachment import (
     Keeping,
     tenant_salt,
 )
+from cartridge_core.serving.composition import Wanted, parts_of
 from cartridge_core.serving.engine import GenerationRequest
 from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.sampling_params import SamplingParams
+
+COMPLETIONS = "/v1/completions"
+"""Where vLLM takes them."""
 
 PLACEHOLDER = 0
 """Token that stands where a Cartridge's keys and values are; never computed, so any of the vocabulary would do."""
@@ -53,12 +57,12 @@ class Bodies:
             body["return_token_ids"] = True
         return body
 
-    def errand(self, cartridge: ResolvedCartridge, residency: Keeping) -> dict[str, Any]:
-        """One token behind a Cartridge: vLLM has it in memory for that, or lets it go after it."""
-        request = GenerationRequest(
-            "errand", cartridge.tenant, (PLACEHOLDER,), SamplingParams(max_tokens=1, temperature=0.0), (cartridge,)
-        )
-        return self.completion(request, whole=True) | self._in_front((cartridge,), residency)
+    def errand(self, wanted: Wanted, residency: Keeping) -> dict[str, Any]:
+        """One token behind a Cartridge or a composition: vLLM has it in memory for that, or lets it go after it."""
+        parts = parts_of(wanted)
+        sampling = SamplingParams(max_tokens=1, temperature=0.0)
+        request = GenerationRequest("errand", wanted.tenant, (PLACEHOLDER,), sampling, parts)
+        return self.completion(request, whole=True) | self._in_front(parts, residency)
 
     def _common(self, request: GenerationRequest, whole: bool) -> dict[str, Any]:
         sampling = request.sampling

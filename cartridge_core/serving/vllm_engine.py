@@ -2,24 +2,23 @@
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from cartridge_core.serving.attachment import Keeping, attachment_key
+from cartridge_core.serving.attachment import attachment_key
 from cartridge_core.serving.cache import CacheCounts, Resident
+from cartridge_core.serving.composition import Wanted, parts_of, together
 from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
-from cartridge_core.serving.errors import EngineError, OverloadedError, UnknownModelError
+from cartridge_core.serving.errors import EngineError, OverloadedError
 from cartridge_core.serving.replica import Replica
 from cartridge_core.serving.replicas import Replicas
-from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.vllm_answer import AnswerReader, CartridgeMissedError
-from cartridge_core.serving.vllm_body import Bodies
+from cartridge_core.serving.vllm_body import COMPLETIONS, Bodies
+from cartridge_core.serving.vllm_errands import Errands
 from cartridge_core.settings import Settings
 
 log = logging.getLogger("cartridge.gateway")
-
-_PATH = "/v1/completions"
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,22 @@ class VllmEngine:
         self._bodies = Bodies(model, attachment_key(settings))
         servers = [Replica(number, url, config.timeout_s) for number, url in enumerate(config.urls, 1)]
         self._replicas = Replicas(servers, model, window, config.max_outstanding)
-        self._known: dict[str, ResolvedCartridge] = {}
-        """Cartridges that were answered with or loaded."""
-        self._pinned: set[str] = set()
+        self._errands = Errands(self._replicas, self._bodies)
         self._in_use: Counter[str] = Counter()
 
     async def start(self) -> None:
         """See `Engine`. Servers may be missing yet; they are used once they are there."""
         await self._replicas.start()
+        self._errands.start()
 
     async def close(self) -> None:
         """See `Engine`."""
+        await self._errands.close()
         await self._replicas.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See `Engine`."""
-        front = "+".join(cartridge.digest for cartridge in request.cartridges)
+        front = together(request.cartridges).digest if request.cartridges else ""
         replica, failed = self._replicas.choose(front, request.n), None
         while True:
             begun = False
@@ -93,18 +92,19 @@ class VllmEngine:
         reader = AnswerReader(request.cartridge_tokens, request.sampling.logprobs)
         body = self._bodies.completion(request, whole)
         with replica.busy(request.n), self._using(request, replica):
-            async with replica.post(self._replicas.session, _PATH, body, request.trace_headers) as content:
+            async with replica.post(self._replicas.session, COMPLETIONS, body, request.trace_headers) as content:
                 if whole:
                     for piece in reader.whole(await content.read()):
                         yield piece
                 else:
                     async for piece in reader.stream(content.iter_any()):
                         yield piece
-        self._answered(replica, request.cartridges)
+        if request.cartridges:
+            self._errands.answered(replica, together(request.cartridges))
 
     @contextmanager
     def _using(self, request: GenerationRequest, replica: Replica) -> Iterator[None]:
-        digests = [cartridge.digest for cartridge in request.cartridges]
+        digests = [together(request.cartridges).digest] if request.cartridges else []
         self._in_use.update(digests)
         try:
             yield
@@ -116,11 +116,6 @@ class VllmEngine:
         finally:
             self._in_use.subtract(digests)
 
-    def _answered(self, replica: Replica, cartridges: Iterable[ResolvedCartridge]) -> None:
-        for cartridge in cartridges:
-            replica.served.add(cartridge.digest)
-            self._known[cartridge.digest] = cartridge
-
     async def health(self) -> EngineHealth:
         """See `Engine`."""
         running = sum(replica.outstanding for replica in self._replicas.all)
@@ -128,32 +123,30 @@ class VllmEngine:
         ready = bool(self._replicas.well())
         return EngineHealth(ready, "" if ready else "; ".join(problems), running)
 
-    async def load(self, cartridge: ResolvedCartridge) -> None:
-        """See `Engine`. It is loaded where its requests will go."""
-        await self._errand(self._replicas.choose(cartridge.digest), cartridge, "cached")
+    async def load(self, wanted: Wanted) -> None:
+        """See `Engine`. It is loaded at every server."""
+        await self._errands.load(wanted)
 
-    async def pin(self, cartridge: ResolvedCartridge, pinned: bool) -> None:
-        """See `Engine`. A pin holds at the server where its requests go."""
-        await self._errand(self._replicas.choose(cartridge.digest), cartridge, "pin" if pinned else "unpin")
-        (self._pinned.add if pinned else self._pinned.discard)(cartridge.digest)
+    async def pin(self, wanted: Wanted, pinned: bool) -> None:
+        """See `Engine`. A pin holds at every server."""
+        await self._errands.pin(wanted, pinned)
 
     async def unload(self, digest: str) -> None:
-        """See `Engine`."""
-        holding = [replica for replica in self._replicas.well() if digest in replica.served]
-        if not holding:
-            raise UnknownModelError(f"Cartridge {digest[:12]} is not in memory.", "List those that are.")
-        self._pinned.discard(digest)
-        for replica in holding:
-            await self._errand(replica, self._known[digest], "drop")
-            replica.served.discard(digest)
+        """See `Engine`. It is let go at every server."""
+        await self._errands.unload(digest)
 
     async def residents(self) -> Sequence[Resident]:
         """See `Engine`. Those that this gateway has used; which of them an engine keeps is its own decision."""
         well = self._replicas.well()
         sizes = {entry["digest"]: int(entry["num_bytes"]) for one in well for entry in one.described["cartridges"]}
         return [
-            Resident(cartridge, sizes.get(digest, 0), digest in self._pinned, self._in_use[digest])
-            for digest, cartridge in self._known.items()
+            Resident(
+                wanted,
+                sum(sizes.get(part.digest, 0) for part in parts_of(wanted)),
+                digest in self._errands.pins,
+                self._in_use[digest],
+            )
+            for digest, wanted in self._errands.known.items()
             if any(digest in replica.served for replica in well)
         ]
 
@@ -168,11 +161,3 @@ class VllmEngine:
             failed_loads=failed,
             resident_bytes=sum(int(entry["num_bytes"]) for one in said for entry in one["cartridges"]),
         )
-
-    async def _errand(self, replica: Replica, cartridge: ResolvedCartridge, residency: Keeping) -> None:
-        """Have one token written behind a Cartridge, for what that does to the server's memory."""
-        with replica.busy(1):
-            body = self._bodies.errand(cartridge, residency)
-            async with replica.post(self._replicas.session, _PATH, body) as content:
-                AnswerReader(cartridge.num_tokens, None).whole(await content.read())
-        self._answered(replica, (cartridge,))

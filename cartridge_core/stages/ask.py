@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, find_cartridge, resolve
 from cartridge_core.errors import NotFoundError
-from cartridge_core.publishing.artifact import CARTRIDGE_FILES
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import store_of
+from cartridge_core.stages.local_copies import LocalCopies
 from cartridge_core.stages.model import borrowed_model
-from cartridge_core.storage import get_folder, open_store
 
 if TYPE_CHECKING:
     from cartridge_core.cartridge import Cartridge
@@ -99,37 +96,22 @@ def ask(
 
 
 def fetch(settings: Settings, entry: CatalogEntry) -> Cartridge:
-    """The verified Cartridge of a catalog entry, from the local cache or else from the artifact store."""
+    """The verified Cartridge of a catalog entry, from this machine's copy or else from the artifact store."""
     from cartridge_core.cartridge import Cartridge
 
+    return LocalCopies(settings).read(entry.digest, stored_at(entry), Cartridge.load)
+
+
+def stored_at(entry: CatalogEntry) -> str:
+    """The folder of a Cartridge's files in the artifact store.
+
+    Raises:
+        NotFoundError: It was deleted.
+    """
     if entry.artifact_key is None:
         problem = f"Cartridge {entry.digest[:12]} of corpus '{entry.corpus}' was deleted."
         raise NotFoundError(problem, f"Ask another one: cartridge list {entry.corpus}")
-    folder = cache_folder(settings, entry.digest)
-    if not folder.is_dir():
-        # Fetched beside its place and moved into it, so that the cache never holds half an artifact.
-        arriving = folder.with_name(f".{entry.digest}.{os.getpid()}")
-        arriving.mkdir(parents=True, exist_ok=True)
-        try:
-            get_folder(open_store(settings.artifact_root), entry.artifact_key, arriving, CARTRIDGE_FILES)
-            _move(arriving, folder)
-        finally:
-            shutil.rmtree(arriving, ignore_errors=True)
-    return Cartridge.load(folder)
-
-
-def cache_folder(settings: Settings, digest: str) -> Path:
-    """Where fetched artifacts are kept on this machine."""
-    return settings.home / "cache" / digest
-
-
-def _move(arriving: Path, folder: Path) -> None:
-    try:
-        arriving.rename(folder)
-    except OSError:
-        # Another process was first; content is addressed by digest, so theirs is ours.
-        if not folder.is_dir():
-            raise
+    return entry.artifact_key
 
 
 def _where(settings: Settings, entry: CatalogEntry) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 from cartridge_core.publishing import Erasure, delete
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.ingest import store_of
+from cartridge_core.stages.local_copies import LocalCopies
 
 
 def erase(
@@ -31,5 +29,5 @@ def erase(
     for product in store.finished("composition"):
         if digest in product.facts["cartridges"]:
             store.forget(product)
-    shutil.rmtree(cache_folder(settings, digest), ignore_errors=True)
+    LocalCopies(settings).discard(digest)
     return erasure

@@ -9,8 +9,9 @@ from cartridge_core.catalog import CatalogEntry, catalog_session, find_cartridge
 from cartridge_core.errors import EvaluationError
 from cartridge_core.publishing import CorpusSource, Evidence, register_cartridge
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder, fetch
+from cartridge_core.stages.ask import fetch, stored_at
 from cartridge_core.stages.ingest import IngestedCorpus
+from cartridge_core.stages.local_copies import LocalCopies
 
 if TYPE_CHECKING:
     from cartridge_core.cartridge import Cartridge
@@ -43,13 +44,14 @@ class RegisteredCartridge:
     def record(self, graded: GradedCartridge, actor: str = "") -> CatalogEntry:
         """Add a report to its registration, so that the gate can judge it."""
         self.load()
-        return register_cartridge(
-            self.settings,
-            cache_folder(self.settings, self.digest),
-            CorpusSource(self.entry.corpus, self.entry.corpus_digest),
-            Evidence(report=graded.load(), evaluation_plots=(graded.plot,)),
-            actor=actor,
-        )
+        with LocalCopies(self.settings).fetch(self.digest, stored_at(self.entry)) as held:
+            return register_cartridge(
+                self.settings,
+                held.folder,
+                CorpusSource(self.entry.corpus, self.entry.corpus_digest),
+                Evidence(report=graded.load(), evaluation_plots=(graded.plot,)),
+                actor=actor,
+            )
 
 
 def find_registered(settings: Settings, corpus: IngestedCorpus, reference: str) -> RegisteredCartridge:

@@ -11,8 +11,9 @@ from cartridge_core.catalog import catalog_session, find_cartridge
 from cartridge_core.errors import NotFoundError, TrainingError
 from cartridge_core.initialization.options import CartridgeOptions
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder, fetch
+from cartridge_core.stages.ask import fetch, stored_at
 from cartridge_core.stages.ingest import IngestedCorpus
+from cartridge_core.stages.local_copies import LocalCopies
 from cartridge_core.stages.model import identity_of, model_key
 from cartridge_core.training.config import TrainingConfig
 
@@ -81,7 +82,8 @@ def _folder(settings: Settings, corpus: IngestedCorpus, reference: str, trained:
             "Give an artifact's folder, six or more characters of a digest, or an alias or version of the corpus.",
         ) from error
     fetch(settings, entry)
-    return cache_folder(settings, entry.digest)
+    # Not released as long as this process lives: the training reads it again.
+    return LocalCopies(settings).fetch(entry.digest, stored_at(entry)).folder
 
 
 def _check_tenant(settings: Settings, cartridge: Cartridge) -> None:

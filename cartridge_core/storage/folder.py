@@ -43,9 +43,13 @@ def get_folder(store: ObjectStore, prefix: str, folder: Path, names: Sequence[st
 def delete_folder(store: ObjectStore, prefix: str, marker: str) -> tuple[str, ...]:
     """Remove everything below a prefix, the commit marker first: what is half removed is no longer trusted.
 
+    What writers have begun there goes, too, and one that is still at work fails.
+
     Returns:
         The keys that were there.
     """
+    for left in store.unfinished(prefix):
+        store.abandon(left)
     keys = store.list(prefix)
     first = f"{prefix}/{marker}"
     for key in sorted(keys, key=lambda key: key != first):

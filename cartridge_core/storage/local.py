@@ -99,10 +99,10 @@ class LocalStore:
                 except OSError:  # not empty, or gone with another writer's removal
                     break
 
-    def unfinished(self) -> builtins.list[Unfinished]:
+    def unfinished(self, prefix: str = "") -> builtins.list[Unfinished]:
         """Temporary files of writers that are at work or were killed."""
         found = []
-        for parent, folders, files in os.walk(self._root):
+        for parent, folders, files in os.walk(self._path(prefix) if prefix else self._root):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in sorted(files):
                 target = intended(name)

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,8 @@ from s3transfer.exceptions import RetriesExceededError
 
 from cartridge_core.atomic_file import atomic_file
 from cartridge_core.errors import StorageError
+from cartridge_core.storage.multipart import NOT_THERE, FileInParts, Uploads, error_code
 from cartridge_core.storage.store import Unfinished, checked_key, missing
-
-_NOT_THERE = {"404", "NoSuchKey", "NotFound"}
-_NO_UPLOAD = "NoSuchUpload"
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,6 @@ class S3Store:
             max_pool_connections=limits.threads + 2,
             tcp_keepalive=True,
         )
-        # Every part carries a checksum that S3 verifies (botocore's default, CRC; AWS_REQUEST_CHECKSUM_CALCULATION).
         self._transfer = TransferConfig(
             multipart_threshold=limits.part_bytes,
             multipart_chunksize=limits.part_bytes,
@@ -77,6 +74,7 @@ class S3Store:
         )
         with self._explained("open the bucket"):
             self._client: Any = boto3.client("s3", config=config)
+        self._uploads = Uploads(self._client, bucket, limits.threads)
 
     @property
     def root(self) -> str:
@@ -90,23 +88,17 @@ class S3Store:
     def put_file(self, source: Path, key: str) -> None:
         """Store a file's bytes, replacing what was there; large files go up in parts, several at once.
 
-        An upload that fails is taken back. What killed writers of the key left behind goes once the object is there.
+        An upload in parts that was killed, or failed, is gone on with when the same file is stored under the key again.
         """
         target = self._key(key)
         if not source.is_file():
             raise StorageError(f"Cannot store {source}: it is not a file.", "Check the path.")
-        large = source.stat().st_size >= self._part_bytes
         with self._explained(f"store {key}"):
-            try:
-                with source.open("rb") as stream:
-                    self._client.upload_fileobj(stream, self._bucket, target, Config=self._transfer)
-            except ClientError as error:
-                # Another writer of this key was done first and gave our upload up: its object has replaced ours.
-                if _code(error) != _NO_UPLOAD or self._head(key) is None:
-                    raise
-            for upload in self._uploads(target) if large else ():
-                if upload["Key"] == target:
-                    self._give_up(target, upload["UploadId"])
+            if source.stat().st_size >= self._part_bytes:
+                self._uploads.send(FileInParts.of(source, self._part_bytes), target)
+                return
+            with source.open("rb") as stream:
+                self._client.put_object(Bucket=self._bucket, Key=target, Body=stream)
 
     def get_file(self, key: str, target: Path) -> None:
         """Write an object to a file, which appears whole or not at all."""
@@ -162,45 +154,18 @@ class S3Store:
         with self._explained(f"delete {key}"):
             self._client.delete_object(Bucket=self._bucket, Key=target)
 
-    def unfinished(self) -> builtins.list[Unfinished]:
+    def unfinished(self, prefix: str = "") -> builtins.list[Unfinished]:
         """Multipart uploads that are going on or were left."""
+        folder = self._key(prefix) + "/" if prefix else self._prefix
         with self._explained("list unfinished uploads"):
-            return [
-                Unfinished(
-                    key=upload["Key"][len(self._prefix) :],
-                    mark=upload["UploadId"],
-                    started_at=upload["Initiated"].astimezone(UTC),
-                    size=self._size_of_parts(upload),
-                )
-                for upload in self._uploads(self._prefix)
-            ]
+            found = self._uploads.unfinished(folder)
+        return [replace(one, key=one.key[len(self._prefix) :]) for one in found]
 
     def abandon(self, leftover: Unfinished) -> None:
         """Abort a multipart upload."""
         target = self._key(leftover.key)
         with self._explained(f"abandon {leftover.key}"):
-            self._give_up(target, leftover.mark)
-
-    def _uploads(self, prefix: str) -> builtins.list[dict[str, Any]]:
-        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
-        return [upload for page in pages for upload in page.get("Uploads", ())]
-
-    def _size_of_parts(self, upload: dict[str, Any]) -> int:
-        asked = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-        try:
-            pages = self._client.get_paginator("list_parts").paginate(**asked)
-            return sum(int(part["Size"]) for page in pages for part in page.get("Parts", ()))
-        except ClientError as error:
-            if _code(error) != _NO_UPLOAD:  # it has just come to its end
-                raise
-            return 0
-
-    def _give_up(self, target: str, upload_id: str) -> None:
-        try:
-            self._client.abort_multipart_upload(Bucket=self._bucket, Key=target, UploadId=upload_id)
-        except ClientError as error:
-            if _code(error) != _NO_UPLOAD:
-                raise
+            self._uploads.abort(target, leftover.mark)
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)
@@ -211,7 +176,7 @@ class S3Store:
             try:
                 head: dict[str, Any] = self._client.head_object(Bucket=self._bucket, Key=target)
             except ClientError as error:
-                if _code(error) in _NOT_THERE:
+                if error_code(error) in NOT_THERE:
                     return None
                 raise
             return head
@@ -222,7 +187,7 @@ class S3Store:
         try:
             yield
         except ClientError as error:
-            if key is not None and _code(error) in _NOT_THERE:
+            if key is not None and error_code(error) in NOT_THERE:
                 raise missing(key, self.root) from error
             raise StorageError(
                 f"Cannot {action} in {self.root}: {error.response.get('Error', {}).get('Message') or error}.",
@@ -235,7 +200,3 @@ class S3Store:
             ) from error
         except OSError as error:
             raise StorageError(f"Cannot {action}: {error}.", "Check the local folder and its free space.") from error
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))

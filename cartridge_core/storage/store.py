@@ -66,8 +66,8 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error, so that a removal can be repeated."""
 
-    def unfinished(self) -> builtins.list[Unfinished]:
-        """What writers that are at work, or were killed, have begun."""
+    def unfinished(self, prefix: str = "") -> builtins.list[Unfinished]:
+        """What writers that are at work, or were killed, have begun below the folder `prefix`."""
 
     def abandon(self, leftover: Unfinished) -> None:
         """Give the room of an unfinished object back; one that is gone is no error."""

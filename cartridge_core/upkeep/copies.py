@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from cartridge_core.catalog import CatalogEntry
@@ -13,9 +13,9 @@ from cartridge_core.errors import ArtifactError, PublishingError, StorageError
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, read_artifact
 from cartridge_core.registry.listing import fetch_files
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.fit import CARTRIDGE
 from cartridge_core.stages.ingest import store_of
+from cartridge_core.stages.local_copies import LocalCopies
 from cartridge_core.storage import ObjectStore, get_folder
 
 
@@ -82,10 +82,11 @@ def _from_store(store: ObjectStore, key: str, folder: Path) -> bool:
 
 def _from_work(settings: Settings, digest: str, folder: Path) -> bool:
     trained = [p.directory / CARTRIDGE for p in store_of(settings).finished("fit") if p.facts["digest"] == digest]
-    for place in (cache_folder(settings, digest), *trained):
-        if damage(settings, place, digest) is None:
-            folder.mkdir(parents=True)
-            for name in CARTRIDGE_FILES:
-                shutil.copyfile(place / name, folder / name)
-            return True
+    with LocalCopies(settings).hold(digest) or nullcontext() as held:
+        for place in (*(() if held is None else (held.folder,)), *trained):
+            if damage(settings, place, digest) is None:
+                folder.mkdir(parents=True)
+                for name in CARTRIDGE_FILES:
+                    shutil.copyfile(place / name, folder / name)
+                return True
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,14 @@ from cartridge_core.digest import canonical_json
 from cartridge_core.errors import CorpusError, NotFoundError, RegistryError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.publishing import project_alias
+from cartridge_core.publishing.artifact import MANIFEST_FILE, cartridge_key, report_key
+from cartridge_core.report import REPORT_FILE
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.erase import erase
 from cartridge_core.stages.ingest import IngestedCorpus, corpora, keep, store_of
+from cartridge_core.stages.local_copies import LocalCopies
 from cartridge_core.stages.store import RECIPES, Finished
+from cartridge_core.storage import delete_folder, open_store
 
 _SHORTEST_DIGEST = 6
 
@@ -187,9 +189,14 @@ def forget(
         progress(number, len(found.cartridges), "erasing Cartridges")
         erase(settings, entry.corpus, entry.digest, True, _reason(found), actor)
     progress(len(found.cartridges), len(found.cartridges), "erasing Cartridges")
+    files = open_store(settings.artifact_root)
     for product in found.work:
+        # Also what never came to be registered: nothing lists it, and its upload may have been interrupted.
+        if product.stage == "grade":
+            delete_folder(files, report_key(settings.tenant, str(product.facts["digest"])), REPORT_FILE)
         if product.stage == "fit":
-            shutil.rmtree(cache_folder(settings, str(product.facts["digest"])), ignore_errors=True)
+            delete_folder(files, cartridge_key(settings.tenant, str(product.facts["digest"])), MANIFEST_FILE)
+            LocalCopies(settings).discard(str(product.facts["digest"]))
         store.forget(product)
     with catalog_session(settings) as session:
         record_event(

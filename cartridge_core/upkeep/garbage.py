@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,9 +12,9 @@ from cartridge_core.catalog import CatalogEntry, Status
 from cartridge_core.errors import CartridgeError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.erase import erase
 from cartridge_core.stages.ingest import store_of
+from cartridge_core.stages.local_copies import LocalCopies, cache_folder
 from cartridge_core.upkeep.artifact_checks import orphans
 from cartridge_core.upkeep.stores import Stores
 
@@ -196,7 +195,7 @@ def _local_copies(stores: Stores) -> Iterator[Garbage]:
                 f"cache/{folder.name[:12]}",
                 size,
                 "A local copy of nothing that the catalog lists.",
-                lambda folder=folder: shutil.rmtree(folder, ignore_errors=True),  # type: ignore[misc]
+                lambda folder=folder: LocalCopies(stores.settings).give_up(folder),  # type: ignore[misc]
             )
 
 

@@ -14,20 +14,30 @@ def secrets_of(values: dict[str, str]) -> dict[str, dict[str, str]]:
         values: What .env says.
     """
 
-    def url(driver: str, name: str) -> str:
-        return f"postgresql+{driver}://{name}:{values[f'{name.upper()}_PASSWORD']}@postgres:5432/{name}"
+    def url(driver: str, name: str, user: str, password: str) -> str:
+        return f"postgresql+{driver}://{user}:{values[password]}@postgres:5432/{name}"
 
-    passwords = ("POSTGRES_PASSWORD", "CATALOG_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD")
+    def catalog(role: str) -> str:
+        return url("psycopg", "catalog", f"cartridge-{role}", f"CATALOG_{role.upper()}_PASSWORD")
+
+    users = ("CATALOG", "CATALOG_FLOWS", "CATALOG_SERVING", "CATALOG_OPERATOR", "PREFECT", "MLFLOW", "POSTGRES")
     return {
-        "cartridge-postgres": {name: values[name] for name in passwords},
+        "cartridge-postgres": {f"{user}_PASSWORD": values[f"{user}_PASSWORD"] for user in users},
+        "cartridge-owner": {"CARTRIDGE_CATALOG_URL": url("psycopg", "catalog", "catalog", "CATALOG_PASSWORD")},
+        "cartridge-flows": {"CARTRIDGE_CATALOG_URL": catalog("flows")},
+        "cartridge-gateway": {
+            "CARTRIDGE_CATALOG_URL": catalog("serving"),
+            "CARTRIDGE_OPERATOR_CATALOG_URL": catalog("operator"),
+        },
         "cartridge-stores": {
-            "CARTRIDGE_CATALOG_URL": url("psycopg", "catalog"),
             "AWS_ACCESS_KEY_ID": values["S3_ACCESS_KEY"],
             "AWS_SECRET_ACCESS_KEY": values["S3_SECRET_KEY"],
             "HF_TOKEN": values.get("HF_TOKEN", ""),
         },
-        "cartridge-mlflow": {"MLFLOW_BACKEND_STORE_URI": url("psycopg", "mlflow")},
-        "cartridge-prefect": {"PREFECT_API_DATABASE_CONNECTION_URL": url("asyncpg", "prefect")},
+        "cartridge-mlflow": {"MLFLOW_BACKEND_STORE_URI": url("psycopg", "mlflow", "mlflow", "MLFLOW_PASSWORD")},
+        "cartridge-prefect": {
+            "PREFECT_API_DATABASE_CONNECTION_URL": url("asyncpg", "prefect", "prefect", "PREFECT_PASSWORD")
+        },
         "cartridge-engine": {"CARTRIDGE_ATTACHMENT_KEY": values["ATTACHMENT_KEY"]},
         "cartridge-grafana": {"GF_SECURITY_ADMIN_PASSWORD": values["GRAFANA_PASSWORD"]},
     }

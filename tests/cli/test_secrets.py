@@ -28,11 +28,15 @@ COMMANDS = (
     ["catalog", "upgrade", "--json"],
     ["catalog", "roles", "--apply"],
 )
-# A server that is not there, S3 that does not answer, a URL that cannot be read, a key that is too short.
+# Servers that are not there, S3 that does not answer, a URL that cannot be read, a key that is too short.
 SURROUNDINGS: dict[str, dict[str, str]] = {
     "embedded": {},
     "no database": {"CARTRIDGE_CATALOG_URL": f"postgresql://me:{PASSWORD}@127.0.0.1:1/catalog"},
-    "no S3": {"CARTRIDGE_ARTIFACT_ROOT": "s3://nowhere/root", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"},
+    "no S3": {
+        "CARTRIDGE_ARTIFACT_ROOT": "s3://nowhere/root",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "CARTRIDGE_OPERATOR_CATALOG_URL": f"postgresql://me:{PASSWORD}@127.0.0.1:1/catalog",
+    },
     "no MLflow": {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:1"},
     "wrong": {"CARTRIDGE_CATALOG_URL": f"oracle://me:{PASSWORD}@host/catalog"},
     "short key": {"CARTRIDGE_ATTACHMENT_KEY": "short-0451"},

@@ -108,6 +108,21 @@ def test_vllm_is_reached_by_the_gateway_only() -> None:
     assert networks("gateway-vllm") & networks("vllm") == {"engine"}
 
 
+def test_each_service_has_the_catalogs_user_that_it_needs() -> None:
+    def users(name: str) -> dict[str, str]:
+        found = SERVICES[name].environment.items()
+        return {
+            variable: url.split("://")[1].split(":")[0] for variable, url in found if variable.endswith("CATALOG_URL")
+        }
+
+    own, operators = "CARTRIDGE_CATALOG_URL", "CARTRIDGE_OPERATOR_CATALOG_URL"
+    for name in ("deploy", "worker-cpu", "worker-gpu", "worker-gpu-on-cpu"):
+        assert users(name) == {own: "cartridge-flows"}, name
+    for name in ("gateway", "gateway-vllm"):
+        assert users(name) == {own: "cartridge-serving", operators: "cartridge-operator"}, name
+    assert {name: users(name)[own] for name in SERVICES if users(name).get(own) == "catalog"} == {"migrate": "catalog"}
+
+
 def test_named_volumes_are_declared_and_files_are_there() -> None:
     volumes = set(read_compose(example_variables())["volumes"])
     used = set()

@@ -93,6 +93,21 @@ def test_it_is_the_stack_of_the_compose_file(overlay: str) -> None:
             assert tuple(map(str, container["command"])) == service.command, name
 
 
+def test_each_pod_has_the_catalogs_user_of_the_compose_file() -> None:
+    made = {manifest["metadata"]["name"]: manifest["stringData"] for manifest in secret_manifests()}
+    for overlay, found in OVERLAYS.items():
+        for _, name, _, spec in pods(found):
+            refs = [
+                source["secretRef"]["name"]
+                for source in spec["containers"][0].get("envFrom", ())
+                if "secretRef" in source
+            ]
+            urls = {key: url for ref in refs for key, url in made[ref].items() if key.endswith("CATALOG_URL")}
+            service = COMPOSE[name if name in COMPOSE and COMPOSE[name].runs_in(overlay) else f"{name}-vllm"]
+            declared = service.environment.items()
+            assert urls == {key: url for key, url in declared if key.endswith("CATALOG_URL")}, name
+
+
 def test_vllm_is_reached_by_the_gateway_only() -> None:
     found = OVERLAYS["gpu"]
     policies = {name: manifest["spec"] for (kind, name), manifest in found.items() if kind == "NetworkPolicy"}

@@ -8,7 +8,7 @@ import torch
 
 from cartridge_core.serving.engine_cartridges import EngineCartridges, LayerShape
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
+from cartridge_core.stages.local_copies import cache_folder
 from tests.proofs.llama_shapes import LLAMA_3B
 from tests.proofs.serving_arms import random_cartridge
 

@@ -23,9 +23,10 @@ import httpx
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
+from sqlalchemy import text
 
 from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, list_cartridges, resolve
-from cartridge_core.errors import CartridgeError
+from cartridge_core.errors import CartridgeError, CatalogError
 from cartridge_core.proof import FOLDER, write_proof
 from cartridge_core.reference.samples import Sample, write_sample
 from cartridge_core.reference.world import Scale
@@ -59,6 +60,8 @@ ASKED = {
             "catalog_alias",
             "answered_by_cartridge",
             "metrics_scraped",
+            "gateway_only_reads",
+            "operator_pinned",
             "survived_mlflow_version",
             "survived_s3_object",
             "survived_catalog_alias",
@@ -186,6 +189,28 @@ def scraped(stack: NativeStack) -> float:
     return 0.0
 
 
+def catalog_users(stack: NativeStack) -> dict[str, float]:
+    """What the gateway's own user may not do in the catalog, and what an operator may through the gateway."""
+    settings = Settings(catalog_url=stack.environment(stack.gateway)["CARTRIDGE_CATALOG_URL"])
+    refusal = ""
+    try:
+        with catalog_session(settings) as session:
+            session.execute(text("UPDATE aliases SET cartridge_id = cartridge_id"))
+    except CatalogError as error:
+        refusal = error.problem
+    key = stack.host_path("prometheus", "/keys/prometheus").read_text(encoding="utf-8")
+    reply = httpx.post(
+        f"{stack.url('gateway')}/admin/cartridges/pin",
+        json={"model": CORPUS},
+        headers={"authorization": f"Bearer {key}"},
+        timeout=60,
+    )
+    return {
+        "gateway_only_reads": float("permission denied" in refusal),
+        "operator_pinned": float(reply.status_code == 200 and reply.json()["pinned"]),
+    }
+
+
 def start_all(stack: NativeStack, say: Console, but: Sequence[str] = ()) -> dict[str, float]:
     """Start every service in the order of its dependencies; jobs run where their dependents wait for them.
 
@@ -264,6 +289,7 @@ def main() -> int:
         found, entry = stored(stack)
         figures |= found | answers(stack, entry, key, documents / "questions.jsonl")
         figures["metrics_scraped"] = scraped(stack)
+        figures |= catalog_users(stack)
         stack.stop(keep=["s3"])
         say.print("stopped; once more")
         restarted = start_all(stack, say)

@@ -197,6 +197,15 @@ def events(reply: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
+def broken_off(text: str) -> dict[str, Any]:
+    """The error that ends a stream in which nothing may look whole."""
+    *chunks, last = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
+    assert "[DONE]" not in text
+    assert all(choice["finish_reason"] is None for chunk in chunks for choice in chunk["choices"])
+    error: dict[str, Any] = last["error"]
+    return error
+
+
 def _local(shop: Shop, config: GatewayConfig) -> tuple[ServedModel, Engine]:
     base = shop.base
     bounds = LocalEngineConfig(config.cache_bytes, config.max_running, config.max_waiting, config.load_wait_s)

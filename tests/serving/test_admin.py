@@ -9,7 +9,7 @@ import pytest
 from cartridge_core.catalog import alias_history, catalog_session, list_pins, record_pin
 from cartridge_core.catalog.api_keys import create_api_key
 from cartridge_core.publishing.artifact import cartridge_key
-from cartridge_core.stages.ask import cache_folder
+from cartridge_core.stages.local_copies import cache_folder
 from tests.conftest import build_tiny_base
 from tests.samples import embedded
 from tests.serving.shop import Running, Shop, eventually, graded, serving, text_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cartridge_core.catalog import catalog_session, record_composition
+from cartridge_core.catalog import catalog_session, list_events, list_pins, record_composition
 from cartridge_core.catalog.api_keys import create_api_key
 from cartridge_core.compose import compose
 from cartridge_core.inference.generate import GenerationConfig, generate
@@ -21,10 +21,11 @@ from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
 from cartridge_core.serving.prompt import PromptRenderer, ServedModel
 from cartridge_core.serving.sampling import SamplingParams
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.ingest import ingest
+from cartridge_core.stages.local_copies import cache_folder
 from tests.conftest import build_tiny_base, build_tokenizer
 from tests.serving.shop import ICL_TOKENS, Running, Shop, events, serving, text_of
+from tests.serving.test_admin import Operator
 from tests.serving.test_fetching import make, stored
 
 
@@ -108,6 +109,63 @@ def test_what_is_not_known_to_work_is_refused(server: Running) -> None:
     assert "More than 8" in server.error(400, model="+".join(["clinic"] * 9))["message"]
 
 
+def test_a_composition_is_a_model_where_it_may_be_asked(shop: Shop, server: Running) -> None:
+    parts = [shop.cartridges[name, 1] for name in ("clinic", "law")]
+    for name, shown in (("clinic+law", "clinic+law"), ("clinic:1+law@champion", "clinic:1+law")):
+        reply = server.client.get(f"/v1/models/{name}")
+        assert reply.status_code == 200, reply.text
+        model = reply.json()
+        assert (model["id"], model["object"], model["owned_by"]) == (shown, "model", "default")
+        assert model["created"] > 1_700_000_000
+        assert [one["digest"] for one in model["metadata"]["cartridges"]] == [part.digest for part in parts]
+        assert model["metadata"]["cartridge_tokens"] == 18 and model["metadata"]["evaluation"]["score"] == 0.95
+    for name, status, code in (
+        ("law+clinic", 400, "composition_not_evaluated"),
+        ("clinic+food", 400, "composition_not_evaluated"),
+        ("clinic+nope", 404, "model_not_found"),
+    ):
+        reply = server.client.get(f"/v1/models/{name}")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+
+
+def test_operators_load_and_unload_a_composition_and_cannot_pin_it(tmp_path: Path) -> None:
+    shop = Shop(build_tiny_base("qwen2"), tmp_path)
+    for name in ("clinic", "law"):
+        shop.add(name, 1, "champion")
+    graded(shop, ("clinic", 1), ("law", 1))
+    with catalog_session(shop.settings) as session:
+        _, key = create_api_key(session, "default", "ops", operator=True)
+        _, narrow = create_api_key(session, "default", "some", operator=True, corpora=["clinic"])
+    with serving(shop, composition=True) as server:
+        operator = Operator(server, key)
+
+        def held() -> list[str]:
+            said = server.client.get("/admin/cartridges", headers=operator.headers).json()
+            return [one["model"] for one in said["compositions"]]
+
+        loaded = operator.post("cartridges/load", model="clinic+law")
+        assert loaded["resident"] is True and len(loaded["cartridges"]) == 2
+        assert held() == ["clinic:1+law:1"]
+        assert text_of(server.answer(key=key, model="clinic+law")) == expected(shop, ("clinic", 1), ("law", 1)).text
+        assert server.gateway.engine.cache_counts().loads == 1
+        error = operator.post("cartridges/pin", 400, model="clinic+law")["error"]
+        assert (error["code"], error["param"]) == ("composition_not_pinned", "model")
+        refused = operator.post("cartridges/load", 400, model="law+clinic")["error"]
+        assert refused["code"] == "composition_not_evaluated"
+        assert Operator(server, narrow).post("cartridges/load", 404, model="clinic+law")["error"]["code"] == (
+            "model_not_found"
+        )
+        assert operator.post("cartridges/unload", model="clinic+law")["resident"] is False
+        assert held() == []
+        assert operator.post("cartridges/unload", 404, model="clinic+law")["error"]["code"] == "model_not_found"
+        with catalog_session(shop.settings, read_only=True) as session:
+            done = [(str(one.action), one.subject.split("/")[0]) for one in list_events(session, "default")]
+            assert [pair for pair in done if pair[0] in ("load", "unload")] == [
+                (action, corpus) for action in ("unload", "load") for corpus in ("law", "clinic")
+            ]
+            assert list_pins(session, shop.base.identity) == []
+
+
 def test_the_newest_evaluation_counts_without_a_restart(shop: Shop, server: Running) -> None:
     pair = ("food", 1), ("law", 1)
     assert server.error(400, model="food+law")["code"] == "composition_not_evaluated"
@@ -126,6 +184,8 @@ def test_off_unless_the_operator_switches_it_on(shop: Shop) -> None:
     with serving(shop) as server:
         for model in ("clinic+law", "clinic+food"):
             assert server.error(400, model=model)["code"] == "composition_disabled"
+            shown = server.client.get(f"/v1/models/{model}")
+            assert (shown.status_code, shown.json()["error"]["code"]) == (400, "composition_disabled")
 
 
 def test_a_key_must_open_every_corpus(tmp_path: Path) -> None:

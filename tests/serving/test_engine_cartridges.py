@@ -14,7 +14,7 @@ from cartridge_core.rendering import template_digest
 from cartridge_core.serving.engine_cartridges import EngineCartridges, LayerShape
 from cartridge_core.serving.kv_blocks import local_heads, slots
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
+from cartridge_core.stages.local_copies import cache_folder
 
 
 def test_slots_follow_the_blocks() -> None:

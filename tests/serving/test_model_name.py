@@ -1,7 +1,7 @@
 import pytest
 
-from cartridge_core.serving.errors import BadRequestError, UnknownModelError
-from cartridge_core.serving.model_name import CorpusReference, parse_model_name, single
+from cartridge_core.serving.errors import UnknownModelError
+from cartridge_core.serving.model_name import CorpusReference, parse_model_name
 
 BASE = "org/Model-1.5B"
 
@@ -17,21 +17,17 @@ BASE = "org/Model-1.5B"
     ],
 )
 def test_one_corpus(text: str, reference: CorpusReference) -> None:
-    assert single(parse_model_name(text, BASE)) == reference
-    assert single(parse_model_name(str(reference), BASE)) == reference
+    assert parse_model_name(text, BASE) == parse_model_name(str(reference), BASE) == (reference,)
 
 
 def test_the_base_model_wins_over_a_corpus_of_its_name() -> None:
-    assert single(parse_model_name(BASE, BASE)) is None
-    assert single(parse_model_name("reference", "reference")) is None
-    assert single(parse_model_name("reference@champion", "reference")) == CorpusReference("reference")
+    assert parse_model_name(BASE, BASE) == parse_model_name("reference", "reference") == ()
+    assert parse_model_name("reference@champion", "reference") == (CorpusReference("reference"),)
 
 
-def test_a_composition_is_read_and_refused_where_one_is_asked_for() -> None:
+def test_a_composition() -> None:
     parts = parse_model_name("clinic@canary+law:3", BASE)
     assert parts == (CorpusReference("clinic", "canary"), CorpusReference("law", None, 3))
-    with pytest.raises(BadRequestError, match=r"'clinic@canary\+law:3' names 2 Cartridges where one is asked for"):
-        single(parts)
 
 
 @pytest.mark.parametrize(

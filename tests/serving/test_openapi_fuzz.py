@@ -84,7 +84,7 @@ def check(reply: Any, declared: set[str], path: str, sent: Any) -> None:
         assert reply.status_code != 500, about
         assert "Traceback" not in reply.text and "/tmp/" not in reply.text, about
     elif "text/event-stream" in str(reply.headers.get("content-type")):
-        assert reply.text.endswith("data: [DONE]\n\n"), about
+        assert reply.text.endswith("data: [DONE]\n\n") != ('data: {"error":' in reply.text), about
     assert reply.headers["x-request-id"], about
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cartridge_core.models import load_base_model
-from cartridge_core.stages.ask import cache_folder
+from cartridge_core.stages.local_copies import cache_folder
 from tests.serving.shop import QUESTION, Shop
 from tests.serving.test_serve_command import ROOT, served
 from tests.talkative import talkative

@@ -10,11 +10,12 @@ from cartridge_core.catalog import catalog_session, list_cartridges
 from cartridge_core.errors import EvaluationError, NotFoundError, TrainingError
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.publishing import PromotionGate, promote
-from cartridge_core.stages.ask import ask, cache_folder
+from cartridge_core.stages.ask import ask
 from cartridge_core.stages.erase import erase
 from cartridge_core.stages.fit import FittedCartridge, find_cartridge, fit
 from cartridge_core.stages.grade import GradedCartridge, find_report, grade
 from cartridge_core.stages.ingest import IngestedCorpus, ingest
+from cartridge_core.stages.local_copies import cache_folder
 from cartridge_core.stages.register import register
 from cartridge_core.stages.study import StudiedDataset, study
 from cartridge_core.training.config import TrainingConfig

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from cartridge_core.training.run_identity import RunIdentity
 from tests.talkative import ChunkedStudy
 
 HERE = Path(__file__).parent
+ROOT = str(Path(cartridge_core.__file__).parents[1])
 RUNS: dict[str, dict[str, object]] = {
     "adamw": {},
     "fsdp2": {"shard_base": True},
@@ -91,24 +91,9 @@ def together(
         for name, changed in named.items()
     ]
     (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
-    with torchrun(str(HERE / "train_ranks.py"), str(folder / "runs.json")) as running:
-        running.communicate(timeout=400)
-    assert running.returncode == 0
+    command = [sys.executable, str(HERE / "train_ranks.py"), str(folder / "runs.json")]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": ROOT}, check=True, timeout=400)
     return folder
-
-
-@contextmanager
-def torchrun(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """Two processes of a program or module; they end with the block."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cartridge_core.__file__).parents[1])}
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-    try:
-        yield running
-    finally:
-        running.terminate()
-        running.wait(60)
 
 
 @pytest.fixture
@@ -245,11 +230,14 @@ def test_the_ranks_do_not_outlive_the_command(
     (tmp_path / "config.json").write_text(config.model_dump_json())
     arguments = ["--model", model, "--corpus", corpus_folder, "--dataset", study_folder, "--json"]
     arguments += ["--config", tmp_path / "config.json", "--folder", tmp_path / "run", "--device", "cpu"]
-    with torchrun("-m", "cartridge_core.training.launch", *map(str, arguments)) as running:
-        assert running.stdout is not None
-        assert "progress" in running.stdout.readline()
-        running.stdout.close()
-        assert running.wait(90) != 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", "-m", "cartridge_core.training.launch", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": ROOT}
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True)
+    assert running.stdout is not None
+    assert "progress" in running.stdout.readline()
+    running.stdout.close()
+    assert running.wait(90) != 0
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:

@@ -15,17 +15,13 @@ from cartridge_core.registry import set_alias
 from cartridge_core.registry.client import registry_client
 from cartridge_core.registry.listing import drop_version
 from cartridge_core.settings import Settings
-from cartridge_core.storage import open_store
+from cartridge_core.storage import ObjectStore, open_store
 from cartridge_core.upkeep.doctor import CHECKS, examine
-from tests.samples import SOURCE, embedded, grade, save_cartridge
+from tests.s3 import left_upload
+from tests.samples import SOURCE, grade, save_cartridge
 
 NAME = "default.clinic.reference"
 NOW = timedelta(0)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return embedded(tmp_path / "home")
 
 
 @pytest.fixture
@@ -43,6 +39,12 @@ def troubles(settings: Settings, *checks: str, repair: bool = False) -> list[tup
 def served(settings: Settings) -> CatalogEntry:
     with catalog_session(settings, read_only=True) as session:
         return resolve(session, "default", "clinic")
+
+
+def mlflow_files(settings: Settings) -> ObjectStore:
+    """Where MLflow has its own copies."""
+    in_bucket = settings.artifact_root.startswith("s3:")
+    return open_store(f"{settings.artifact_root}/mlflow" if in_bucket else str(settings.mlflow_artifacts))
 
 
 def tensors_gone(settings: Settings, entry: CatalogEntry) -> None:
@@ -83,7 +85,7 @@ def orphaned_report(settings: Settings, entry: CatalogEntry) -> None:
 
 
 def upload(settings: Settings, entry: CatalogEntry) -> None:
-    (Path(settings.artifact_root) / "default" / ".cartridge.abcd1234.tmp").write_bytes(b"half")
+    left_upload(settings.artifact_root, "default/cartridge")
 
 
 def second_version(settings: Settings, entry: CatalogEntry) -> None:
@@ -96,20 +98,28 @@ def second_version(settings: Settings, entry: CatalogEntry) -> None:
             )
 
 
+OF_FILES = (
+    (tensors_gone, "files"),
+    (all_gone, "files"),
+    (tensors_damaged, "digests"),
+    (orphan, "orphans"),
+    (upload, "uploads"),
+)
+OTHERS = (
+    (manifest_of_another, "digests"),
+    (version_gone, "rows"),
+    (second_version, "versions"),
+    (alias_by_hand, "aliases"),
+    (orphaned_report, "orphans"),
+)
+# What does not depend on where the files lie is looked at in one place.
+in_a_folder = pytest.mark.parametrize("settings", ["folder"], indirect=True)
+
+
 @pytest.mark.parametrize(
-    ("spoil", "check"),
-    [
-        (tensors_gone, "files"),
-        (all_gone, "files"),
-        (tensors_damaged, "digests"),
-        (manifest_of_another, "digests"),
-        (version_gone, "rows"),
-        (second_version, "versions"),
-        (alias_by_hand, "aliases"),
-        (orphan, "orphans"),
-        (orphaned_report, "orphans"),
-        (upload, "uploads"),
-    ],
+    ("settings", "spoil", "check"),
+    [*(("folder", *how) for how in (*OF_FILES, *OTHERS)), *(("s3", *how) for how in OF_FILES)],
+    indirect=["settings"],
 )
 def test_what_is_wrong_is_found_and_set_right(
     settings: Settings, entry: CatalogEntry, spoil: Callable[[Settings, CatalogEntry], None], check: str
@@ -124,6 +134,7 @@ def test_what_is_wrong_is_found_and_set_right(
         assert list_events(session, "default")[0].action == "repair"
 
 
+@in_a_folder
 def test_a_version_without_a_row_is_adopted(settings: Settings, entry: CatalogEntry) -> None:
     """As if the process had died between MLflow's version and the catalog's rows."""
     catalog = Path(settings.home, "catalog.db")
@@ -136,22 +147,24 @@ def test_a_version_without_a_row_is_adopted(settings: Settings, entry: CatalogEn
 
 
 def test_a_deletion_that_was_interrupted_is_completed(settings: Settings, entry: CatalogEntry, tmp_path: Path) -> None:
-    before = {
-        key: open_store(settings.artifact_root).read_bytes(key) for key in open_store(settings.artifact_root).list()
-    }
+    store = open_store(settings.artifact_root)
+    before = {key: store.read_bytes(key) for key in store.list("default")}
     delete(settings, "clinic", "1", force=True)
     for key, data in before.items():
-        open_store(settings.artifact_root).write_bytes(key, data)
+        store.write_bytes(key, data)
     assert set(troubles(settings)) == {("orphans", False)}
     troubles(settings, repair=True)
     assert troubles(settings) == []
-    assert open_store(settings.artifact_root).list() == []
+    assert store.list() == []
 
 
 def test_without_a_good_copy_only_a_person_can_help(settings: Settings, entry: CatalogEntry) -> None:
     all_gone(settings, entry)
-    for path in settings.mlflow_artifacts.rglob("cartridge.safetensors"):
-        path.write_bytes(b"damaged too")
+    copies = mlflow_files(settings)
+    damaged = [key for key in copies.list() if key.endswith("cartridge.safetensors")]
+    assert damaged
+    for key in damaged:
+        copies.write_bytes(key, b"damaged too")
     (found,) = examine(settings, ["files"], repair=True, grace=NOW)
     assert found.trouble.repair is None and not found.repaired
     assert "build it again" in found.trouble.remedy
@@ -175,6 +188,7 @@ def test_the_checks_are_named() -> None:
     assert all(function.__doc__ for function in CHECKS.values())
 
 
+@in_a_folder
 def test_rows_of_the_catalog_are_never_changed_by_it(settings: Settings, entry: CatalogEntry) -> None:
     version_gone(settings, entry)
     troubles(settings, repair=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 import boto3
 import pytest
 
+from cartridge_core.storage import open_store
 from tests.cli.test_commands import answer, refusal
-from tests.s3 import make_bucket, s3_server, s3_variables
+from tests.s3 import left_upload, make_bucket, s3_server, s3_variables
 from tests.talkative import Workplace
 
 BUCKET = "forgetful"
@@ -33,6 +34,9 @@ def places(home: Path, bucket: str) -> set[str]:
         if path.is_file() and any(secret in path.read_bytes() for secret in SECRETS)
     }
     keys = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", ())]
+    # What a part holds nobody can ask for; that it is there is enough.
+    left = client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())
+    found |= {f"upload of {upload['Key']}" for upload in left}
     return found | {
         key
         for key in keys
@@ -56,6 +60,12 @@ def test_nothing_of_a_document_is_left(workplace: Workplace, bucket: str, tmp_pa
     answer("evaluate", "wards", "--questions", workplace.questions, "--baseline", "no_context")
     answer("register", "wards")
     answer("promote", "wards", "--force")
+    # One was trained and never registered: its writer was killed between the files and in the middle of another.
+    other = answer("train", "wards", "--config", training, "--steps", "3")["digest"]
+    root = f"s3://{bucket}/root"
+    for digest in (cartridge["digest"], other):
+        left_upload(root, f"default/cartridges/{digest}/cartridge.safetensors", b"Zweigelt")
+    open_store(root).write_bytes(f"default/cartridges/{other}/manifest.json", b"Zweigelt")
     assert len(places(home, bucket)) > 2
 
     (uri,) = {

@@ -18,26 +18,31 @@ from cartridge_core.catalog import CatalogEntry, Status, catalog_session, find_c
 from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.errors import CartridgeError
 from cartridge_core.publishing import CorpusSource, Evidence, delete, promote, register_cartridge, rollback
+from cartridge_core.publishing.artifact import CARTRIDGE_FILES
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import cache_folder
 from cartridge_core.stages.ingest import store_of
-from cartridge_core.storage import open_store
+from cartridge_core.stages.local_copies import cache_folder
+from cartridge_core.storage import get_folder, open_store
 from cartridge_core.upkeep.doctor import examine
 from cartridge_core.upkeep.garbage import collectable, find_garbage, remove_garbage
+from tests.s3 import left_upload
 from tests.samples import SOURCE, embedded, grade, save_cartridge
 
 NOW = timedelta(0)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return embedded(tmp_path / "home")
 
 
 def register(settings: Settings, folder: Path, seed: int = 0, corpus: str = "clinic") -> CatalogEntry:
     cartridge = save_cartridge(folder / str(seed), seed)
     source = CorpusSource(corpus, SOURCE.digest)
     return register_cartridge(settings, folder / str(seed), source, Evidence(report=grade(cartridge.digest)))
+
+
+def is_whole(settings: Settings, entry: CatalogEntry, folder: Path) -> bool:
+    """Whether what is stored of a Cartridge can be loaded, and is it."""
+    found = get_folder(
+        open_store(settings.artifact_root), str(entry.artifact_key), folder / entry.digest, CARTRIDGE_FILES
+    )
+    return Cartridge.load(found).digest == entry.digest
 
 
 def retired(settings: Settings, corpus: str, reference: str) -> None:
@@ -82,7 +87,9 @@ def test_nothing_that_is_needed_is_ever_collected(
         assert entry.aliases or entry.digest in pinned or young
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("settings", "seed"), [("folder", 0), ("folder", 1), ("folder", 2), ("s3", 0)], indirect=["settings"]
+)
 def test_random_histories_lose_nothing(settings: Settings, tmp_path: Path, seed: int) -> None:
     """Real stores after a random history: whatever is not retired is whole afterwards, what is served is served."""
     chance = random.Random(seed)
@@ -114,7 +121,7 @@ def test_random_histories_lose_nothing(settings: Settings, tmp_path: Path, seed:
         after = list_cartridges(session, "default")
     assert after == [entry for entry in before if entry.status is not Status.RETIRED]
     for entry in after:
-        assert Cartridge.load(str(entry.artifact_uri)).digest == entry.digest
+        assert is_whole(settings, entry, tmp_path / "out")
     assert examine(settings, grace=NOW) == []
     assert find_garbage(settings, NOW) == []
 
@@ -140,11 +147,22 @@ def test_files_that_another_corpus_needs_stay(settings: Settings, tmp_path: Path
     (garbage,) = find_garbage(settings, NOW)
     assert garbage.size == 0
     assert remove_garbage([garbage])[0].removed
-    assert Cartridge.load(str(kept.artifact_uri)).digest == kept.digest
+    assert is_whole(settings, kept, tmp_path / "out")
     assert examine(settings, grace=NOW) == []
 
 
-def test_leftovers_on_this_machine(settings: Settings, tmp_path: Path) -> None:
+def test_uploads_of_writers_that_were_killed(settings: Settings) -> None:
+    """What goes on, or may yet be gone on with, is left alone for the grace period."""
+    left_upload(settings.artifact_root, "default/cartridges/half/cartridge.safetensors", b"1234")
+    assert find_garbage(settings, timedelta(minutes=5)) == []
+    (garbage,) = find_garbage(settings, NOW)
+    assert (garbage.kind, garbage.size) == ("upload", 4)
+    assert remove_garbage([garbage])[0].removed
+    assert open_store(settings.artifact_root).unfinished() == []
+
+
+def test_leftovers_on_this_machine(tmp_path: Path) -> None:
+    settings = embedded(tmp_path / "home")
     entry = register(settings, tmp_path)
     work = store_of(settings)
 
@@ -163,7 +181,8 @@ def test_leftovers_on_this_machine(settings: Settings, tmp_path: Path) -> None:
     assert cache_folder(settings, entry.digest).is_dir()
 
 
-def test_work_that_goes_on_is_left_alone(settings: Settings) -> None:
+def test_work_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+    settings = embedded(tmp_path / "home")
     work = store_of(settings)
 
     def long(folder: Path) -> dict[str, Any]:

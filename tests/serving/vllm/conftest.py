@@ -17,11 +17,13 @@ from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loop import train
+from tests.serving.shop import Shop
 from tests.serving.vllm.shapes import MEMORY, OPTIONS, model_of
 from tests.vllm_server import EXACT, VllmServer, vllm_server
 
 NUM_TOKENS = {"a": 64, "b": 50, "c": 80, "d": 80, "e": 20, "first": 72}
 """Tokens of each Cartridge: with blocks of 32, whole blocks and parts of one."""
+BASE = "reference"
 KEY = "an attachment key for tests, long enough"
 
 
@@ -73,7 +75,29 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 
 @pytest.fixture(scope="session")
-def vllm(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+def one_vllm(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     folder: Path = tmp_path_factory.mktemp("vllm")
     with vllm_server(shelf.settings, folder, *EXACT, *MEMORY, *OPTIONS) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def vllm(one_vllm: VllmServer) -> VllmServer:
+    """The one server, alive whatever the module before did to it."""
+    one_vllm.revive()
+    return one_vllm
+
+
+@pytest.fixture(scope="module")
+def shop(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A catalog over the same artifact store."""
+    made = Shop(
+        shelf.base,
+        tmp_path_factory.mktemp("shop"),
+        attachment_key=KEY,
+        base_model=BASE,
+        artifact_root=shelf.settings.artifact_root,
+    )
+    made.add("clinic", 1, "champion")
+    made.add("law", 1, "champion")
+    return made

@@ -15,29 +15,16 @@ from cartridge_core.rendering import bare_prefix_token_ids
 from cartridge_core.serving.replica import Replica
 from cartridge_core.serving.replicas import Replicas
 from tests.serving import shop as shops
-from tests.serving.shop import QUESTION, Running, Shop, events, eventually, serving
-from tests.serving.vllm.conftest import KEY, Shelf
+from tests.serving.shop import QUESTION, Running, Shop, broken_off, events, eventually, serving
+from tests.serving.test_admin import Operator
+from tests.serving.test_composition import expected, graded
+from tests.serving.vllm.conftest import BASE, KEY
 from tests.serving.vllm.relay import Relay, relay
 from tests.vllm_server import VllmServer
 
 DEAD = "http://127.0.0.1:9"
-BASE = "reference"
 # The end token is forbidden.
 LONG: dict[str, Any] = {"model": "clinic", "messages": QUESTION, "max_tokens": 3000, "logit_bias": {"5": -100}}
-
-
-@pytest.fixture(scope="module")
-def shop(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    made = Shop(
-        shelf.base,
-        tmp_path_factory.mktemp("shop"),
-        attachment_key=KEY,
-        base_model=BASE,
-        artifact_root=shelf.settings.artifact_root,
-    )
-    made.add("clinic", 1, "champion")
-    made.add("law", 1, "champion")
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +278,7 @@ def test_a_stream_that_is_cut_ends_in_an_error(shop: Shop, relayed: Relay, vllm:
             got = [next(lines) for _ in range(9)]
             relayed.cut()
             got += list(lines)
-        said = [json.loads(line[6:]) for line in got if line.startswith("data: {")]
-        assert said[-1]["error"]["code"] == "engine_error"
-        assert all(choice["finish_reason"] is None for chunk in said[:-1] for choice in chunk["choices"])
+        assert broken_off("\n".join(got))["code"] == "engine_error"
         assert eventually(lambda: running_in(vllm) == 0)
 
 
@@ -342,3 +327,35 @@ def test_a_server_of_another_model_or_window_is_not_used(shop: Shop, vllm: VllmS
     assert asyncio.run(problem(BASE, 4096)) is None
     assert "serves 'reference' and not 'other'" in str(asyncio.run(problem("other", 4096)))
     assert "takes 4096 tokens and this gateway promises 5000" in str(asyncio.run(problem(BASE, 5000)))
+
+
+def test_a_composition_answers_as_transformers_does(shop: Shop, vllm: VllmServer, tmp_path: Path) -> None:
+    both = beside(shop, tmp_path)
+    parts = [both.add(name, 1, "champion", start=300) for name in ("ward", "rules")]
+    graded(both, ("ward", 1), ("rules", 1))
+    right = expected(both, ("ward", 1), ("rules", 1)).text
+    with catalog_session(both.settings) as session:
+        _, key = create_api_key(session, "default", "ops", operator=True)
+    with serving(both, vllm_urls=(vllm.url,), composition=True) as server:
+        operator = Operator(server, key)
+
+        def held() -> list[str]:
+            said = server.client.get("/admin/cartridges", headers=operator.headers).json()
+            assert not any(one["resident"] for one in said["cartridges"])
+            return [one["model"] for one in said["compositions"]]
+
+        operator.post("cartridges/load", model="ward+rules")
+        assert held() == ["ward:1+rules:1"]
+        reply = server.answer(model="ward+rules", key=key)
+        assert text_of(reply) == right
+        assert right not in {both.expected(name).text for name in ("ward", "rules")}
+        assert reply["usage"]["cartridge_tokens"] == sum(part.num_tokens for part in parts)
+        assert written(streamed(server, model="ward:1+rules", key=key)) == right
+        assert server.error(400, model="rules+ward", key=key)["code"] == "composition_not_evaluated"
+        operator.post("cartridges/unload", model="ward+rules")
+        assert held() == []
+        assert text_of(server.answer(model="ward+rules", key=key)) == right
+        # A part that goes takes what it is part of with it.
+        assert text_of(server.answer(model="ward", key=key)) == both.expected("ward").text
+        operator.post("cartridges/unload", model="ward")
+        assert held() == []
