@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,24 +27,17 @@ from rich.console import Console
 from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, list_cartridges, resolve
 from cartridge_core.errors import CartridgeError
 from cartridge_core.proof import FOLDER, write_proof
-from cartridge_core.reference.samples import Sample, write_sample
+from cartridge_core.reference.samples import Sample
 from cartridge_core.reference.world import Scale
 from cartridge_core.settings import Settings
 from tests.compose_file import secret_names
 from tests.proofs.native_process import StackError
 from tests.proofs.native_stack import NativeStack, version_of
 from tests.proofs.stack_backup import back_up, lose_everything, restore
+from tests.proofs.stack_run import application_key, run_deployment, start_all, write_documents
 
 CORPUS = "stack"
 SAMPLE = Sample("stack", Scale(8, 3, documents=1), 20)
-STUDY = """num_conversations = 384
-conversations_per_chunk = 64
-max_tokens_a = 48
-max_tokens_b = 96
-[chunk]
-min_tokens = 128
-max_tokens = 256
-"""
 ASKED = {
     **{
         name: {"at_least": 1.0}
@@ -72,38 +65,6 @@ ASKED = {
     "secrets_in_logs": {"at_most": 0.0},
     "run_seconds": {"at_most": 900.0},
 }
-
-
-def run_deployment(stack: NativeStack, seconds: float) -> str:
-    """`prefect deployment run train-cartridge ...` where `docker compose exec worker-cpu` would run it; the run's id.
-
-    Raises:
-        StackError: The run did not complete in time.
-    """
-    parameters = {
-        "corpus": CORPUS,
-        "paths": json.dumps([str(stack.host_path("worker-cpu", "/documents/documents"))]),
-        "questions": str(stack.host_path("worker-cpu", "/documents/questions.jsonl")),
-        "study_config": str(stack.host_path("worker-cpu", "/documents/study.toml")),
-        "num_tokens": "32",
-        "steps": "150",
-        "min_share_of_icl": "0.5",
-    }
-    words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
-    stack.run_in("worker-cpu", "prefect", "deployment", "run", "train-cartridge", *words)
-    api = f"{stack.url('prefect')}/api"
-    wanted = {"flows": {"name": {"any_": ["train-cartridge"]}}}
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for run in httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=30).json():
-            if run["state_type"] == "COMPLETED":
-                return str(run["id"])
-            if run["state_type"] in ("FAILED", "CRASHED", "CANCELLED"):
-                logs = httpx.post(f"{api}/logs/filter", json={"limit": 200}, timeout=30).json()
-                said = "\n".join(line["message"] for line in logs if line["level"] >= 30)
-                raise StackError(f"The run ended as {run['state_type']}: {run['state']['message']}\n{said}")
-        time.sleep(2)
-    raise StackError(f"The run did not end within {seconds:.0f} s.\n{stack.running['worker-cpu'].tail()}")
 
 
 def stored(stack: NativeStack) -> tuple[dict[str, float], CatalogEntry]:
@@ -186,41 +147,6 @@ def scraped(stack: NativeStack) -> float:
     return 0.0
 
 
-def start_all(stack: NativeStack, say: Console, but: Sequence[str] = ()) -> dict[str, float]:
-    """Start every service in the order of its dependencies; jobs run where their dependents wait for them.
-
-    Args:
-        stack: What is started.
-        say: Told how long each took.
-        but: What is left out.
-    """
-    seconds: dict[str, float] = {}
-
-    def step(name: str, work: Any) -> None:
-        if name in but:
-            return
-        started = time.monotonic()
-        work()
-        seconds[name] = round(time.monotonic() - started, 1)
-        say.print(f"{name:<20}{seconds[name]:>6.1f} s", highlight=False)
-
-    if "postgres" not in stack.running:
-        step("postgres", stack.start_postgres)
-    if "s3" not in stack.running:
-        step("s3", stack.start_s3)
-    step("bucket", lambda: stack.job("bucket"))
-    step("migrate", lambda: stack.job("migrate"))
-    step("mlflow", lambda: stack.start("mlflow"))
-    step("prefect", lambda: stack.start("prefect"))
-    step("deploy", lambda: stack.job("deploy"))
-    for worker in ("worker-cpu", stack.trainer):
-        step(worker, lambda worker=worker: stack.start(worker))
-    if "vllm" in stack.services:
-        step("vllm", stack.start_vllm)
-    step(stack.gateway, lambda: stack.start(stack.gateway))
-    return seconds
-
-
 def survived(stack: NativeStack, before: Mapping[str, float], entry: CatalogEntry, run: str) -> dict[str, float]:
     """What is still there after the restart, apart from the answers."""
     now, again = stored(stack)
@@ -248,17 +174,16 @@ def main() -> int:
     options = parser.parse_args()
     say, began = Console(), time.time()
     state = options.state or Path(tempfile.mkdtemp(prefix="stack-"))
-    documents = write_sample(SAMPLE, state / "documents")
-    (documents / "study.toml").write_text(STUDY, encoding="utf-8")
+    documents = write_documents(SAMPLE, state / "documents")
     stack = NativeStack(state, documents, options.profile)
     figures: dict[str, float] = {}
     seconds: dict[str, float] = {}
     problem = ""
     try:
         seconds = start_all(stack, say)
-        key = json.loads(stack.run_in(stack.gateway, "cartridge", "key", "create", "application", "--json"))["token"]
+        key = application_key(stack)
         started = time.monotonic()
-        run = run_deployment(stack, seconds=900)
+        run = run_deployment(stack, CORPUS, seconds=900)
         figures |= {"run_completed": 1.0, "run_seconds": time.monotonic() - started}
         say.print(f"{'train-cartridge':<20}{figures['run_seconds']:>6.1f} s", highlight=False)
         found, entry = stored(stack)
