@@ -36,5 +36,6 @@ def corpus_page(settings: Settings, corpus: str) -> str | None:
 
 
 def _server(settings: Settings) -> str | None:
-    address = redact_url(settings.mlflow_tracking_uri).rstrip("/")
-    return address if address.startswith("http") else None
+    if not settings.mlflow_tracking_uri.startswith("http"):
+        return None
+    return redact_url(settings.mlflow_public_url or settings.mlflow_tracking_uri).rstrip("/")

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from cartridge_core.settings import Settings
 from tests.compose_file import secret_names
 from tests.proofs.native_process import StackError
 from tests.proofs.native_stack import NativeStack, version_of
+from tests.proofs.panels import EMPTY, EXPECTED, Seen, ask_panels, holds_within, panel_figures
 from tests.proofs.stack_backup import back_up, lose_everything, restore
 from tests.proofs.stack_run import application_key, run_deployment, start_all, write_documents
 
@@ -130,21 +131,44 @@ def answers(stack: NativeStack, entry: CatalogEntry, key: str, questions: Path) 
     }
 
 
-def scraped(stack: NativeStack) -> float:
-    """Whether the gateway's numbers are read: by Prometheus where it is installed, else with its key."""
+def watch(stack: NativeStack) -> float | None:
+    """Start Prometheus where it is installed; `time.time()` from which on it has the gateway's numbers."""
     binary = shutil.which("prometheus")
     if binary is None:
+        return None
+    since = time.time()
+    stack.start_prometheus(binary)
+    if not holds_within(stack.url("prometheus"), 'up{job="gateway"} == 1', 60):
+        raise StackError(f"Prometheus does not reach the gateway.\n{stack.running['prometheus'].tail()}")
+    return since
+
+
+def watched(
+    stack: NativeStack, since: float | None, ask: Callable[[], object]
+) -> tuple[dict[str, float], dict[str, Seen]]:
+    """Whether the gateway's numbers are read, with Prometheus's key where it is not installed, and the panels.
+
+    Args:
+        stack: Has answered.
+        since: What `watch` said before the first answers.
+        ask: Asks again: rates are seen between two answers.
+
+    Returns:
+        Figures, and what each panel of the dashboard shows.
+    """
+    if since is None:
         key = stack.host_path("prometheus", "/keys/prometheus").read_text(encoding="utf-8")
         text = httpx.get(f"{stack.url('gateway')}/metrics", headers={"authorization": f"Bearer {key}"}).text
-        return float("cartridge_requests_total" in text)
-    stack.start_prometheus(binary)
-    for _ in range(30):
-        query = {"query": "sum(cartridge_requests_total)"}
-        found = httpx.get(f"{stack.url('prometheus')}/api/v1/query", params=query).json()["data"]["result"]
-        if found and float(found[0]["value"][1]) > 0:
-            return 1.0
-        time.sleep(1)
-    return 0.0
+        return {"metrics_scraped": float("cartridge_requests_total" in text)}, {}
+    prometheus = stack.url("prometheus")
+    scraped = holds_within(prometheus, "sum(cartridge_requests_total) > 0", 60)
+    ask()
+    deadline = time.monotonic() + 60
+    seen = ask_panels(prometheus, since)
+    while panel_figures(seen)["panels_unlike_expected"] and time.monotonic() < deadline:
+        time.sleep(2)
+        seen = ask_panels(prometheus, since)
+    return {"metrics_scraped": float(scraped)} | panel_figures(seen), seen
 
 
 def survived(stack: NativeStack, before: Mapping[str, float], entry: CatalogEntry, run: str) -> dict[str, float]:
@@ -178,6 +202,7 @@ def main() -> int:
     stack = NativeStack(state, documents, options.profile)
     figures: dict[str, float] = {}
     seconds: dict[str, float] = {}
+    panels: dict[str, Seen] = {}
     problem = ""
     try:
         seconds = start_all(stack, say)
@@ -187,8 +212,10 @@ def main() -> int:
         figures |= {"run_completed": 1.0, "run_seconds": time.monotonic() - started}
         say.print(f"{'train-cartridge':<20}{figures['run_seconds']:>6.1f} s", highlight=False)
         found, entry = stored(stack)
+        since = watch(stack)
         figures |= found | answers(stack, entry, key, documents / "questions.jsonl")
-        figures["metrics_scraped"] = scraped(stack)
+        shown, panels = watched(stack, since, lambda: answers(stack, entry, key, documents / "questions.jsonl"))
+        figures |= shown
         stack.stop(keep=["s3"])
         say.print("stopped; once more")
         restarted = start_all(stack, say)
@@ -216,10 +243,14 @@ def main() -> int:
         "python": sys.version.split()[0],
         "s3": f"moto {version_of(sys.executable, '-c', 'import moto; print(moto.__version__)')}",
         "prometheus": version_of("prometheus", "--version") if shutil.which("prometheus") else "not installed",
+        "points_by_panel": {title: one.points for title, one in panels.items()},
+        "panels_refused": [problem for one in panels.values() for problem in one.refused],
+        "panels_that_stay_empty": EMPTY,
         "problem": problem,
     }
+    asked = ASKED | (EXPECTED if shutil.which("prometheus") and options.profile == "cpu" else {})
     target = "stack-test" if options.profile == "cpu" else f"stack-test-{options.profile}"
-    proof = write_proof(target, f"make {target}", figures, ASKED, began, extra=extra, folder=options.folder)
+    proof = write_proof(target, f"make {target}", figures, asked, began, extra=extra, folder=options.folder)
     if proof.ok and options.state is None:
         shutil.rmtree(state, ignore_errors=True)
     else:
