@@ -68,9 +68,9 @@ def show_picture(key: str, picture: Path, description: str) -> None:
         create_image_artifact(f"data:image/png;base64,{data}", key=key, description=description)
 
 
-def show_link(key: str, link: str | None, text: str, description: str) -> None:
-    """Attach a link to the flow run, where there is such a page."""
-    if link is not None and FlowRunContext.get() is not None:
+def show_link(key: str, link: str, text: str, description: str) -> None:
+    """Attach a link to the flow run."""
+    if FlowRunContext.get() is not None:
         create_link_artifact(link, link_text=text, key=key, description=description)
 
 
