@@ -54,4 +54,4 @@ def verdict(told: Mapping[str, Any]) -> str:
         told: Result of `promote_cartridge`.
     """
     word = "Promoted" if told["passed"] else "Not promoted"
-    return f"**{word}.** {' '.join(told['reasons'])}"
+    return f"**{word}:** {' '.join(told['reasons'])}"

@@ -137,7 +137,7 @@ def _show_summary(corpus: str, told: Mapping[str, Mapping[str, Any]]) -> None:
     report = find_report(settings, fitted, told["report"]["digest"]).load()
     links = " · ".join(f"[{text}]({page})" for text, page in told["version"]["pages"].items())
     parts = [verdict(told["promotion"]), report.markdown(), f"In MLflow: {links}" if links else ""]
-    show_markdown("cartridge", "\n\n".join(filter(None, parts)), f"The Cartridge of {corpus}, and what the gate said")
+    show_markdown("cartridge", "\n\n".join(filter(None, parts)), "Comparison, verdict, links")
 
 
 def _here(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:

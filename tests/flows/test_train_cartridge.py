@@ -68,7 +68,7 @@ def test_the_chain_runs_once_and_is_the_same_without_prefect(prefect_server: str
     # The chain's own page has the comparison and what the gate said.
     summaries = [artifact for artifact in shown if artifact["key"] == "cartridge"]
     assert {names[artifact["flow_run_id"]] for artifact in summaries} == {"train wards · talkative · p=24"}
-    assert all("romoted.** " in one["data"] and "| ICL, whole corpus |" in one["data"] for one in summaries)
+    assert all("romoted:** " in one["data"] and "| ICL, whole corpus |" in one["data"] for one in summaries)
 
 
 def test_a_changed_corpus_is_trained_again_from_its_last_cartridge(prefect_server: str, workplace: Workplace) -> None:
