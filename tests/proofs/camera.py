@@ -51,13 +51,14 @@ class Camera:
             except AssertionError as error:
                 raise PictureError(f"{self.page.url} does not show {text!r}.") from error
 
-    def take(self, name: str, *texts: str, height: int | None = None) -> None:
+    def take(self, name: str, *texts: str, height: int | None = None, settle_ms: float = 5_000) -> None:
         """Write `NAME.png`.
 
         Args:
             name: Of the file.
             texts: What the page must show.
             height: Of the picture, in pixels; None for the whole page.
+            settle_ms: What canvases and transitions get: they do not say when they are done.
 
         Raises:
             PictureError: A text is missing, or the file would be larger than 300 kB.
@@ -67,8 +68,7 @@ class Camera:
             height = max(HEIGHT, int(self.page.evaluate("document.documentElement.scrollHeight")))
         self.page.set_viewport_size({"width": WIDTH, "height": height})
         self.page.evaluate("window.scrollTo(0, 0)")
-        # Canvases and transitions say nothing when they are done.
-        self.page.wait_for_timeout(5_000)
+        self.page.wait_for_timeout(settle_ms)
         stream = io.BytesIO()
         with Image.open(io.BytesIO(self.page.screenshot())) as shot:
             shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)

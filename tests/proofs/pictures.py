@@ -86,7 +86,7 @@ def ask_for_a_run(camera: Camera, form: str) -> None:
     camera.take("prefect-form", *texts)
     page.locator("textarea").first.fill("Clinic Records!")
     page.get_by_role("button", name="Submit").click()
-    camera.take("prefect-refusal", "'Clinic Records!' does not match", "Validation failed", height=640)
+    camera.take("prefect-refusal", "'Clinic Records!' does not match", "Validation failed", height=640, settle_ms=1_000)
 
 
 def found(address: str) -> list[dict[str, Any]]:
