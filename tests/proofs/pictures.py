@@ -52,7 +52,7 @@ def photograph(camera: Camera, prefect: str, run: str) -> None:
     camera.open(f"{prefect}/v2/runs/flow-run/{run}?tab=SubflowRuns")
     camera.take("prefect-run", RUN, "Completed", *STAGES, "promote-cartridge")
     camera.open(f"{prefect}/v2/runs/flow-run/{runs[flows['fit-cartridge']]}?tab=Artifacts")
-    camera.take("prefect-training", f"fit {CORPUS}", "held out", "loss-curve", "fit-cartridge-result")
+    camera.take("prefect-training", f"fit {CORPUS}", "held out", "loss-curve", "fit-cartridge-result", height=620)
 
     artifacts = {one["key"]: one["id"] for one in found(f"{api}/artifacts/filter")}
     camera.open(f"{prefect}/v2/artifacts/artifact/{artifacts['loss-curve']}")
