@@ -14,6 +14,7 @@ SERVE_FLAGS ?=
 QUICKSTART_FLAGS ?=
 BENCH_FLAGS ?=
 CHAOS_FLAGS ?=
+PICTURES_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -124,6 +125,9 @@ stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, 
 
 stack-test-gpu: $(STAMP) $(VLLM_STAMP)  ## The same in the profile gpu: vLLM behind the gateway, on this machine's CPU (about 6 minutes)
 	$(BIN)/python -m tests.proofs.stack_test --profile gpu $(BENCH_FLAGS)
+
+pictures: $(STAMP)  ## Take docs/images anew: pages of Prefect and MLflow in headless Chromium (about 6 minutes)
+	$(BIN)/python -m tests.proofs.pictures $(PICTURES_FLAGS)
 
 infra-check: $(STAMP)  ## Compose file, manifests and alerts by docker-compose, kubectl and promtool
 	$(BIN)/python -m tests.proofs.infra_check

@@ -110,6 +110,8 @@ class Settings(BaseSettings):
         repr=False,
     )
     """MLflow server or database; read from MLFLOW_TRACKING_URI."""
+    mlflow_public_url: str | None = Field(default=None, repr=False)
+    """Where browsers find the MLflow server, for links; None for the address above."""
     base_model: str = Field(default="reference", min_length=1)
     """Hub id or folder of the base model; `reference` is the shipped one."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -201,6 +203,13 @@ class Settings(BaseSettings):
     def _an_mlflow(cls, uri: str) -> str:
         _known_scheme(_split(uri), _MLFLOW_SCHEMES)
         return uri
+
+    @field_validator("mlflow_public_url")
+    @classmethod
+    def _a_page(cls, url: str | None) -> str | None:
+        if url is not None:
+            _known_scheme(_split(url), ("http", "https"))
+        return url
 
     @field_validator("artifact_root")
     @classmethod

@@ -15,7 +15,7 @@ from cartridge_core.stages.study import find_dataset
 from cartridge_core.training.config import TrainingConfig
 from flows.gpu_slot import gpu_slot
 from flows.naming import run_name
-from flows.parameters import Digest, LearningRate, Name, NoOrSteps, NumTokens, Processes, Seed, Steps
+from flows.parameters import Digest, Initialization, LearningRate, Name, NoOrSteps, NumTokens, Processes, Seed, Steps
 from flows.reporting import progress_artifact, show_picture, tell_result
 
 
@@ -31,7 +31,7 @@ def fit_cartridge(
     model: str | None = None,
     seed: Seed | None = None,
     config: Path | None = None,
-    initialization: str | None = None,
+    initialization: Initialization | None = None,
     init_from: str | None = None,
     init_text: Path | None = None,
     processes: Processes = 1,

@@ -20,7 +20,7 @@ from prefect.states import Cancelling
 
 from cartridge_core.errors import CartridgeError
 from flows.patience import POLL_SECONDS, patiently
-from flows.reporting import result_key
+from flows.reporting import result_key, result_of
 
 T = TypeVar("T")
 
@@ -104,5 +104,4 @@ def _result(client: SyncPrefectClient, flow: str, run_id: UUID) -> dict[str, Any
     if not found:
         raise HandedOffError(f"{flow} ({run_id}) completed without a result.", "Run workers of one version only.")
     data: Any = found[0].data
-    rows = json.loads(data) if isinstance(data, str) else data
-    return dict(rows[0])
+    return result_of(json.loads(data) if isinstance(data, str) else data)

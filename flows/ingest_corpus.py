@@ -18,7 +18,7 @@ def ingest_corpus(corpus: Name, paths: Paths) -> dict[str, Any]:
 
     Args:
         corpus: Name of the corpus.
-        paths: Files and folders, as this worker sees them.
+        paths: Files and folders, as the worker sees them.
 
     Returns:
         The version's digest and what was read and skipped.

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from cartridge_core.initialization.options import OPTIONS
 from cartridge_core.settings import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
@@ -32,5 +33,7 @@ Teachers = list[Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*$")]
 """Root addresses of vLLM servers."""
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
 """Seed of draws; as large as a browser can say exactly."""
+Initialization = Annotated[str, Field(json_schema_extra={"enum": list(OPTIONS)})]
+"""Name of an initialiser; the form offers those that there are."""
 Processes = Annotated[int, Field(ge=1, le=64)]
 """Processes of one machine."""

@@ -1,5 +1,6 @@
 """Flow `promote-cartridge`: a Cartridge becomes champion, if the gate lets it through."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
@@ -41,7 +42,16 @@ def promote_cartridge(
     decision = promotion.decision
     passed = decision is not None and decision.passed
     reasons = list(decision.reasons) if decision else []
-    verdict = "Promoted" if passed else "Not promoted"
-    show_markdown("promotion", f"**{verdict}.** {' '.join(reasons)}", f"The gate on {corpus}")
     told = {"passed": passed, "moved": promotion.moved, "alias": alias, "reasons": reasons}
+    show_markdown("promotion", verdict(told), f"The gate on {corpus}")
     return tell_result("promote-cartridge", told)
+
+
+def verdict(told: Mapping[str, Any]) -> str:
+    """What the gate said, in Markdown.
+
+    Args:
+        told: Result of `promote_cartridge`.
+    """
+    word = "Promoted" if told["passed"] else "Not promoted"
+    return f"**{word}:** {' '.join(told['reasons'])}"

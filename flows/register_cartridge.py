@@ -31,7 +31,7 @@ def register_cartridge(
         version: Beginning of the corpus version's digest; empty for the newest.
 
     Returns:
-        The catalog's entry.
+        The catalog's entry, and MLflow's pages by their text.
     """
     settings = Settings()
     source = find_corpus(settings, corpus, version)
@@ -39,18 +39,21 @@ def register_cartridge(
     graded = find_report(settings, fitted, report)
     tags = {"prefect.flow_run_id": str(flow_run.get_id()), "prefect.flow_run_name": str(flow_run.get_name())}
 
-    def work() -> CatalogEntry:
+    def work() -> tuple[CatalogEntry, list[tuple[str, str, str, str]]]:
         entry = register(settings, source, fitted, graded, tags, actor="prefect")
-        _show_links(settings, entry)
-        return entry
+        return entry, _links(settings, entry)
 
-    entry = with_retries("register", work)
-    return tell_result("register-cartridge", entry.model_dump(mode="json"))
+    entry, links = with_retries("register", work)
+    for key, page, text, description in links:
+        show_link(key, page, text, description)
+    pages = {text: page for _, page, text, _ in links}
+    return tell_result("register-cartridge", entry.model_dump(mode="json") | {"pages": pages})
 
 
-def _show_links(settings: Settings, entry: CatalogEntry) -> None:
+def _links(settings: Settings, entry: CatalogEntry) -> list[tuple[str, str, str, str]]:
+    """Key, address, text and description of each page that MLflow has; none where it is embedded."""
+    found = [("mlflow-corpus", corpus_page(settings, entry.corpus), entry.corpus, "All about the corpus in MLflow")]
     if entry.model_name is not None and entry.version is not None:
-        page = version_page(settings, entry.model_name, entry.version)
-        show_link("mlflow-version", page, f"{entry.model_name} v{entry.version}", "The Cartridge in MLflow")
-    page = corpus_page(settings, entry.corpus)
-    show_link("mlflow-corpus", page, entry.corpus, "All that MLflow has about the corpus")
+        page, name = version_page(settings, entry.model_name, entry.version), f"{entry.model_name} v{entry.version}"
+        found.insert(0, ("mlflow-version", page, name, "The Cartridge in MLflow"))
+    return [(key, page, text, description) for key, page, text, description in found if page is not None]

@@ -1,6 +1,7 @@
 """What a flow run shows: artifacts in Prefect, and bars in the terminal that it was started from."""
 
 import base64
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,9 +69,9 @@ def show_picture(key: str, picture: Path, description: str) -> None:
         create_image_artifact(f"data:image/png;base64,{data}", key=key, description=description)
 
 
-def show_link(key: str, link: str | None, text: str, description: str) -> None:
-    """Attach a link to the flow run, where there is such a page."""
-    if link is not None and FlowRunContext.get() is not None:
+def show_link(key: str, link: str, text: str, description: str) -> None:
+    """Attach a link to the flow run."""
+    if FlowRunContext.get() is not None:
         create_link_artifact(link, link_text=text, key=key, description=description)
 
 
@@ -79,8 +80,18 @@ def result_key(flow: str) -> str:
     return f"{flow}-result"
 
 
+def result_table(facts: dict[str, Any]) -> list[dict[str, str]]:
+    """A result as rows of a table, values in JSON: a row as wide as all of them could not be read."""
+    return [{"name": name, "value": json.dumps(value, ensure_ascii=False)} for name, value in facts.items()]
+
+
+def result_of(table: list[dict[str, str]]) -> dict[str, Any]:
+    """What `result_table` was made of."""
+    return {row["name"]: json.loads(row["value"]) for row in table}
+
+
 def tell_result(flow: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Show a flow's result as a table of one row, where a caller on another machine reads it; returns the result."""
+    """Show a flow's result as a table, where a caller on another machine reads it; returns the result."""
     if FlowRunContext.get() is not None:
-        create_table_artifact([facts], key=result_key(flow), description=f"What {flow} made")
+        create_table_artifact(result_table(facts), key=result_key(flow), description=f"What {flow} made")
     return facts

@@ -1,11 +1,15 @@
 """Flow `train-cartridge`: from documents to a promoted Cartridge, one flow a stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
+from cartridge_core.settings import Settings
+from cartridge_core.stages.fit import find_cartridge
+from cartridge_core.stages.grade import find_report
+from cartridge_core.stages.ingest import find_corpus
 from flows.evaluate_cartridge import evaluate_cartridge
 from flows.fit_cartridge import fit_cartridge
 from flows.handing_off import hand_off
@@ -13,6 +17,7 @@ from flows.ingest_corpus import ingest_corpus
 from flows.liveness import one_heart
 from flows.naming import run_name
 from flows.parameters import (
+    Initialization,
     LearningRate,
     Name,
     NoOrSteps,
@@ -26,8 +31,9 @@ from flows.parameters import (
     Teachers,
 )
 from flows.patience import patiently
-from flows.promote_cartridge import promote_cartridge
+from flows.promote_cartridge import promote_cartridge, verdict
 from flows.register_cartridge import register_cartridge
+from flows.reporting import show_markdown
 from flows.synthesize_conversations import synthesize_conversations
 
 GPU_STEPS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -51,7 +57,7 @@ def train_cartridge(
     seed: Seed | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,
-    initialization: str | None = None,
+    initialization: Initialization | None = None,
     init_from: str | None = None,
     init_text: Path | None = None,
     processes: Processes = 1,
@@ -63,15 +69,15 @@ def train_cartridge(
 
     Args:
         corpus: Name of the corpus.
-        paths: Files and folders of documents, as this worker sees them.
+        paths: Files and folders of documents, as the worker sees them.
         model: Hub id or folder of the base model; None for the settings' own.
         questions: JSONL file of evaluation questions; without one the model asks them itself.
         num_tokens: Virtual tokens of the Cartridge; None for a twentieth of the corpus.
-        num_conversations: Conversations to study; None for the configuration's own number. So too the next two.
-        steps: Optimiser steps.
-        learning_rate: Peak learning rate.
+        num_conversations: Conversations to study; None for the configuration's own number.
+        steps: Optimiser steps; None for the configuration's own number.
+        learning_rate: Peak learning rate; None for the configuration's own.
         min_share_of_icl: The gate: at least this share of in-context learning's score.
-        seed: Seed of study and training.
+        seed: Seed of study and training; None for the configuration's own.
         study_config: TOML file of the study's configuration.
         training_config: TOML file of the training's configuration.
         initialization: Where keys and values start; None for the configuration's own.
@@ -120,7 +126,7 @@ def train_cartridge(
         graded = step("evaluate-cartridge", asked)
         registered = patiently(lambda: register_cartridge(corpus, cartridge, graded["digest"], version))
         promoted = patiently(lambda: promote_cartridge(corpus, cartridge, min_share_of_icl))
-    return {
+    told = {
         "corpus": ingested,
         "dataset": studied,
         "cartridge": fitted,
@@ -128,6 +134,19 @@ def train_cartridge(
         "version": registered,
         "promotion": promoted,
     }
+    patiently(lambda: _show_summary(corpus, told))
+    return told
+
+
+def _show_summary(corpus: str, told: Mapping[str, Mapping[str, Any]]) -> None:
+    """On the chain's own page: the stages' artifacts lie on the pages of their runs."""
+    settings = Settings()
+    source = find_corpus(settings, corpus, told["corpus"]["digest"])
+    fitted = find_cartridge(settings, source, told["cartridge"]["digest"])
+    report = find_report(settings, fitted, told["report"]["digest"]).load()
+    links = " · ".join(f"[{text}]({page})" for text, page in told["version"]["pages"].items())
+    parts = [verdict(told["promotion"]), report.markdown(), f"In MLflow: {links}" if links else ""]
+    show_markdown("cartridge", "\n\n".join(filter(None, parts)), "Comparison, verdict, links")
 
 
 def _here(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("artifact_root", "gs://bucket"),
         ("artifact_root", "s3://"),
         ("mlflow_tracking_uri", "./mlruns"),
+        ("mlflow_public_url", "mlflow:5000"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:

@@ -8,6 +8,9 @@ from cartridge_core.registry.client import registry_client
 from cartridge_core.registry.names import experiment_name
 from cartridge_core.settings import Settings, redact_url
 
+_OUR_KIND = "workflowType=machine_learning"
+"""Without it MLflow opens its pages about traces, which have nothing of ours."""
+
 
 def version_page(settings: Settings, name: str, version: int) -> str | None:
     """Page of a model version.
@@ -32,9 +35,10 @@ def corpus_page(settings: Settings, corpus: str) -> str | None:
         return None
     with registry_client(settings) as client:
         experiment = client.get_experiment_by_name(experiment_name(settings.tenant, corpus))
-    return f"{server}/#/experiments/{experiment.experiment_id}" if experiment else None
+    return f"{server}/#/experiments/{experiment.experiment_id}/runs?{_OUR_KIND}" if experiment else None
 
 
 def _server(settings: Settings) -> str | None:
-    address = redact_url(settings.mlflow_tracking_uri).rstrip("/")
-    return address if address.startswith("http") else None
+    if not settings.mlflow_tracking_uri.startswith("http"):
+        return None
+    return redact_url(settings.mlflow_public_url or settings.mlflow_tracking_uri).rstrip("/")

@@ -23,6 +23,7 @@ TITLES = {
 }
 """What arms are called where people read."""
 
+_ARM = "Arm"
 _DASH = "–"
 
 
@@ -55,12 +56,12 @@ def smaller(report: EvaluationReport, arm: ArmResult) -> str:
 
 
 def _cells(report: EvaluationReport, arm: ArmResult) -> list[str]:
-    interval = f"{percent(arm.interval.low)} to {percent(arm.interval.high)}" if arm.interval else _DASH
-    counts = [str(arm.n), str(arm.unparsed), str(arm.errors)] if arm.fits else [str(arm.n), _DASH, _DASH]
+    low, high = (percent(end) for end in (arm.interval.low, arm.interval.high)) if arm.interval else ("", "")
+    counts = [str(arm.unparsed), str(arm.errors)] if arm.fits else [_DASH, _DASH]
     return [
         title(arm.name),
         percent(arm.score) if arm.fits else "does not fit",
-        interval,
+        f"{low.removesuffix('%')}–{high}" if arm.interval else _DASH,
         *counts,
         f"{arm.num_tokens:,}",
         human_bytes(arm.memory_bytes),
@@ -68,9 +69,13 @@ def _cells(report: EvaluationReport, arm: ArmResult) -> list[str]:
     ]
 
 
-def _columns(report: EvaluationReport) -> list[str]:
+def _table(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
+    """Headings, and cells of each arm; errors are shown where there are any."""
     metric = report.metric[0].upper() + report.metric[1:]
-    return ["Arm", metric, "95% interval", "n", "Unparsed", "Errors", "Tokens", "KV memory", "Smaller than ICL"]
+    headings = [_ARM, metric, "95% interval", "Unparsed", "Errors", "Tokens", "KV memory", "vs ICL"]
+    kept = [at for at, name in enumerate(headings) if name != "Errors" or any(arm.errors for arm in report.arms)]
+    rows = [_cells(report, arm) for arm in report.arms]
+    return [headings[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def stored(report: EvaluationReport) -> str:
@@ -97,29 +102,22 @@ def notes(report: EvaluationReport) -> list[str]:
 
 
 def rich_table(report: EvaluationReport) -> Table:
-    """One row an arm, the Cartridge's own in bold; fits 80 columns (errors are shown where there are any)."""
-    metric = report.metric[0].upper() + report.metric[1:]
-    headings = ["Arm", metric, "95% interval", "Un- parsed", "Errors", "Tokens", "KV memory", "vs ICL"]
-    rows = [_terminal_cells(report, arm) for arm in report.arms]
-    kept = [
-        index for index in range(len(headings)) if headings[index] != "Errors" or any(a.errors for a in report.arms)
-    ]
-    asked = max(arm.n for arm in report.arms)
-    name = f"{report.corpus_name} · {report.base_model.id} · {report.benchmark} · {asked:,} questions"
+    """One row an arm, the Cartridge's own in bold; fits 80 columns."""
+    headings, rows = _table(report)
+    name = f"{report.corpus_name} · {report.base_model.id} · {report.benchmark} · {_asked(report):,} questions"
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.caption, table.caption_justify = "\n".join(notes(report)) or None, "left"
-    for index in kept:
-        heading = headings[index].replace(" ", "\n", 1)
-        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    for heading in headings:
+        broken = "Un-\nparsed" if heading == "Unparsed" else heading.replace(" ", "\n", 1)
+        table.add_column(broken, justify="left" if heading == _ARM else "right", no_wrap=True)
     for arm, cells in zip(report.arms, rows, strict=True):
         style = "bold green" if arm.name == report.cartridge_arm else ("dim" if not arm.fits else "")
-        table.add_row(*(cells[index] for index in kept), style=style)
+        table.add_row(*cells, style=style)
     return table
 
 
-def _terminal_cells(report: EvaluationReport, arm: ArmResult) -> list[str]:
-    name, score, interval, _, *others = _cells(report, arm)
-    return [name, score, interval.replace("% to ", "–"), *others]
+def _asked(report: EvaluationReport) -> int:
+    return max(arm.n for arm in report.arms)
 
 
 def verdict(report: EvaluationReport) -> str:
@@ -144,10 +142,10 @@ def verdict(report: EvaluationReport) -> str:
 
 def markdown(report: EvaluationReport) -> str:
     """The verdict, a table with one row an arm, and what was graded."""
-    columns = _columns(report)
-    lines = [verdict(report), "", "| " + " | ".join(columns) + " |", "|:--" + "|--:" * (len(columns) - 1) + "|"]
-    for arm in report.arms:
-        cells = [cell.replace("|", "\\|") for cell in _cells(report, arm)]
+    headings, rows = _table(report)
+    lines = [verdict(report), "", "| " + " | ".join(headings) + " |", "|:--" + "|--:" * (len(headings) - 1) + "|"]
+    for arm, row in zip(report.arms, rows, strict=True):
+        cells = [cell.replace("|", "\\|") for cell in row]
         if arm.name == report.cartridge_arm:
             cells = [f"**{cell}**" for cell in cells]
         lines.append("| " + " | ".join(cells) + " |")
@@ -155,7 +153,7 @@ def markdown(report: EvaluationReport) -> str:
         "",
         *(line for note in notes(report) for line in (note, "")),
         f"Base model `{report.base_model.id}` at `{report.base_model.revision}`, corpus `{report.corpus_name}` "
-        f"(`{report.corpus_digest[:12]}`), questions `{report.questions_digest[:12]}`, "
+        f"(`{report.corpus_digest[:12]}`), {_asked(report):,} questions (`{report.questions_digest[:12]}`), "
         f"Cartridge `{report.cartridge_digest[:12]}`, report `{report.digest[:12]}`. "
         "Unparsed replies and errors count as wrong.",
     ]

@@ -3,9 +3,7 @@
 Its name keeps it out of `make test`, which must pass without a browser. Screenshots go to build/screenshots.
 """
 
-import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -16,29 +14,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 
 from cartridge_core.catalog import catalog_session
 from cartridge_core.catalog.api_keys import create_api_key
 from cartridge_core.models import BaseModel, load_base_model
 from cartridge_core.reference.samples import SAMPLE_PATH
+from tests.browser.chromium import NoChromiumError, chromium
 from tests.serving.shop import ICL_TOKENS, Shop, eventually, running, serving, slow
 
 PICTURES = Path("build/screenshots")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-REMEDY = (
-    "There is no Chromium. Install one (`apt-get install chromium`, or `playwright install chromium`), or name it: "
-    "CHROMIUM=/path/to/chromium make browser-test."
-)
-QUIET = [
-    # The browser itself asks nobody for updates or variations: these tests need no network.
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-]
 WAIT_MS = 30_000
 QUESTION = "Which is the ward of Hanna Lindgren?"
 LONG_QUESTION = "Write a short story about Dora Vidal."
@@ -46,18 +31,12 @@ LONG_QUESTION = "Write a short story about Dora Vidal."
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     expect.set_options(timeout=WAIT_MS)
-    with sync_playwright() as playwright:
-        try:
-            # A container's root has no user namespaces to build the sandbox of; the page comes from this very test.
-            browser = playwright.chromium.launch(
-                executable_path=found, chromium_sandbox=os.geteuid() != 0, args=QUIET, timeout=120_000
-            )
-        except Error as error:
-            pytest.fail(f"{REMEDY}\n{error.message}", pytrace=False)
-        yield browser
-        browser.close()
+    try:
+        with chromium() as browser:
+            yield browser
+    except NoChromiumError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @contextmanager

@@ -15,9 +15,12 @@ from prefect import Flow
 
 from cartridge_core.catalog import catalog_session, list_corpora
 from cartridge_core.errors import CatalogError, NotFoundError, SettingsError, StorageError
+from cartridge_core.initialization.initializers import INITIALIZERS
 from cartridge_core.stages.ingest import ingest
+from flows.fit_cartridge import fit_cartridge
 from flows.ingest_corpus import ingest_corpus
 from flows.retrying import is_outage
+from flows.train_cartridge import train_cartridge
 from tests.talkative import Workplace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +47,12 @@ def test_parameters_say_what_they_are_and_how_large_they_may_be() -> None:
                 if kind.get("type") in ("integer", "number"):
                     assert {"minimum", "exclusiveMinimum"} & set(kind), (name, parameter)
                     assert "default" not in kind or kind["default"] is None or kind.get("minimum", 0) <= kind["default"]
+
+
+def test_the_form_offers_the_initialisers_that_there_are() -> None:
+    for flow in (train_cartridge, fit_cartridge):
+        (named, nothing) = flow.parameters.properties["initialization"]["anyOf"]
+        assert named["enum"] == list(INITIALIZERS) and nothing == {"type": "null"}
 
 
 def prefect(server: str, *arguments: str, plugins: bool = True) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from prefect.states import Completed, Crashed, Failed
 
 from flows import handing_off
 from flows.handing_off import HandedOffError, hand_off
-from flows.reporting import result_key
+from flows.reporting import result_key, result_table
 
 STEP = "handed-off-step"
 
@@ -53,7 +53,7 @@ def tells(client: SyncPrefectClient, facts: dict[str, Any]) -> Callable[[], None
     def tell() -> None:
         run: UUID = newest(client).id
         client.create_artifact(
-            ArtifactCreate(key=result_key(STEP), type="table", data=json.dumps([facts]), flow_run_id=run)
+            ArtifactCreate(key=result_key(STEP), type="table", data=json.dumps(result_table(facts)), flow_run_id=run)
         )
 
     return tell

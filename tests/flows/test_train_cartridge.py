@@ -59,10 +59,16 @@ def test_the_chain_runs_once_and_is_the_same_without_prefect(prefect_server: str
     drawn = train_cartridge("wards", [workplace.documents], initialization="random_vectors", **chain)
     assert drawn["cartridge"]["digest"] not in (warm["digest"], entry.digest)
 
-    artifacts = {artifact["key"] for artifact in httpx.post(f"{prefect_server}/artifacts/filter", json={}).json()}
-    runs = {run["name"] for run in httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()}
+    shown = httpx.post(f"{prefect_server}/artifacts/filter", json={}).json()
+    artifacts = {artifact["key"] for artifact in shown}
+    names = {run["id"]: run["name"] for run in httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()}
+    runs = set(names.values())
     assert {"evaluation", "promotion", "fit-cartridge", "synthesize-conversations", "loss-curve"} <= artifacts
     assert {"train wards · talkative · p=24", "fit wards · talkative · p=24", "ingest wards"} <= runs
+    # The chain's own page has the comparison and what the gate said.
+    summaries = [artifact for artifact in shown if artifact["key"] == "cartridge"]
+    assert {names[artifact["flow_run_id"]] for artifact in summaries} == {"train wards · talkative · p=24"}
+    assert all("romoted:** " in one["data"] and "| ICL, whole corpus |" in one["data"] for one in summaries)
 
 
 def test_a_changed_corpus_is_trained_again_from_its_last_cartridge(prefect_server: str, workplace: Workplace) -> None:

@@ -52,6 +52,17 @@ def test_ports_are_published_on_this_machine_only(service: Service) -> None:
     assert not any(unwatched.values())
 
 
+def test_links_and_pages_lead_to_published_ports() -> None:
+    for service, variable, path in (
+        ("prefect", "PREFECT_SERVER_UI_API_URL", "/api"),
+        ("mlflow", "CARTRIDGE_MLFLOW_PUBLIC_URL", ""),
+    ):
+        address, port, _ = SERVICES[service].declared["ports"][0].rsplit(":", 2)
+        said = {one.environment[variable] for one in SERVICES.values() if variable in one.environment}
+        assert said == {f"http://{address}:{port}{path}"}
+    assert all("CARTRIDGE_MLFLOW_PUBLIC_URL" in SERVICES[name].environment for name in SERVICES if "worker" in name)
+
+
 @each()
 def test_every_service_is_watched_and_started_again(service: Service) -> None:
     if service.name in ONE_SHOT:

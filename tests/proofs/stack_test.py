@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,18 @@ from sqlalchemy import text
 from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, list_cartridges, resolve
 from cartridge_core.errors import CartridgeError, CatalogError
 from cartridge_core.proof import FOLDER, write_proof
-from cartridge_core.reference.samples import Sample, write_sample
+from cartridge_core.reference.samples import Sample
 from cartridge_core.reference.world import Scale
 from cartridge_core.settings import Settings
 from tests.compose_file import secret_names
 from tests.proofs.native_process import StackError
 from tests.proofs.native_stack import NativeStack, version_of
+from tests.proofs.panels import EMPTY, EXPECTED, Seen, ask_panels, holds_within, panel_figures
 from tests.proofs.stack_backup import back_up, lose_everything, restore
+from tests.proofs.stack_run import application_key, run_deployment, start_all, write_documents
 
 CORPUS = "stack"
 SAMPLE = Sample("stack", Scale(8, 3, documents=1), 20)
-STUDY = """num_conversations = 384
-conversations_per_chunk = 64
-max_tokens_a = 48
-max_tokens_b = 96
-[chunk]
-min_tokens = 128
-max_tokens = 256
-"""
 ASKED = {
     **{
         name: {"at_least": 1.0}
@@ -75,38 +69,6 @@ ASKED = {
     "secrets_in_logs": {"at_most": 0.0},
     "run_seconds": {"at_most": 900.0},
 }
-
-
-def run_deployment(stack: NativeStack, seconds: float) -> str:
-    """`prefect deployment run train-cartridge ...` where `docker compose exec worker-cpu` would run it; the run's id.
-
-    Raises:
-        StackError: The run did not complete in time.
-    """
-    parameters = {
-        "corpus": CORPUS,
-        "paths": json.dumps([str(stack.host_path("worker-cpu", "/documents/documents"))]),
-        "questions": str(stack.host_path("worker-cpu", "/documents/questions.jsonl")),
-        "study_config": str(stack.host_path("worker-cpu", "/documents/study.toml")),
-        "num_tokens": "32",
-        "steps": "150",
-        "min_share_of_icl": "0.5",
-    }
-    words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
-    stack.run_in("worker-cpu", "prefect", "deployment", "run", "train-cartridge", *words)
-    api = f"{stack.url('prefect')}/api"
-    wanted = {"flows": {"name": {"any_": ["train-cartridge"]}}}
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for run in httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=30).json():
-            if run["state_type"] == "COMPLETED":
-                return str(run["id"])
-            if run["state_type"] in ("FAILED", "CRASHED", "CANCELLED"):
-                logs = httpx.post(f"{api}/logs/filter", json={"limit": 200}, timeout=30).json()
-                said = "\n".join(line["message"] for line in logs if line["level"] >= 30)
-                raise StackError(f"The run ended as {run['state_type']}: {run['state']['message']}\n{said}")
-        time.sleep(2)
-    raise StackError(f"The run did not end within {seconds:.0f} s.\n{stack.running['worker-cpu'].tail()}")
 
 
 def stored(stack: NativeStack) -> tuple[dict[str, float], CatalogEntry]:
@@ -172,21 +134,16 @@ def answers(stack: NativeStack, entry: CatalogEntry, key: str, questions: Path) 
     }
 
 
-def scraped(stack: NativeStack) -> float:
-    """Whether the gateway's numbers are read: by Prometheus where it is installed, else with its key."""
+def watch(stack: NativeStack) -> float | None:
+    """Start Prometheus where it is installed; `time.time()` from which on it has the gateway's numbers."""
     binary = shutil.which("prometheus")
     if binary is None:
-        key = stack.host_path("prometheus", "/keys/prometheus").read_text(encoding="utf-8")
-        text = httpx.get(f"{stack.url('gateway')}/metrics", headers={"authorization": f"Bearer {key}"}).text
-        return float("cartridge_requests_total" in text)
+        return None
+    since = time.time()
     stack.start_prometheus(binary)
-    for _ in range(30):
-        query = {"query": "sum(cartridge_requests_total)"}
-        found = httpx.get(f"{stack.url('prometheus')}/api/v1/query", params=query).json()["data"]["result"]
-        if found and float(found[0]["value"][1]) > 0:
-            return 1.0
-        time.sleep(1)
-    return 0.0
+    if not holds_within(stack.url("prometheus"), 'up{job="gateway"} == 1', 60):
+        raise StackError(f"Prometheus does not reach the gateway.\n{stack.running['prometheus'].tail()}")
+    return since
 
 
 def catalog_users(stack: NativeStack) -> dict[str, float]:
@@ -211,39 +168,32 @@ def catalog_users(stack: NativeStack) -> dict[str, float]:
     }
 
 
-def start_all(stack: NativeStack, say: Console, but: Sequence[str] = ()) -> dict[str, float]:
-    """Start every service in the order of its dependencies; jobs run where their dependents wait for them.
+def watched(
+    stack: NativeStack, since: float | None, ask: Callable[[], object]
+) -> tuple[dict[str, float], dict[str, Seen]]:
+    """Whether the gateway's numbers are read, with Prometheus's key where it is not installed, and the panels.
 
     Args:
-        stack: What is started.
-        say: Told how long each took.
-        but: What is left out.
+        stack: Has answered.
+        since: What `watch` said before the first answers.
+        ask: Asks again: rates are seen between two answers.
+
+    Returns:
+        Figures, and what each panel of the dashboard shows.
     """
-    seconds: dict[str, float] = {}
-
-    def step(name: str, work: Any) -> None:
-        if name in but:
-            return
-        started = time.monotonic()
-        work()
-        seconds[name] = round(time.monotonic() - started, 1)
-        say.print(f"{name:<20}{seconds[name]:>6.1f} s", highlight=False)
-
-    if "postgres" not in stack.running:
-        step("postgres", stack.start_postgres)
-    if "s3" not in stack.running:
-        step("s3", stack.start_s3)
-    step("bucket", lambda: stack.job("bucket"))
-    step("migrate", lambda: stack.job("migrate"))
-    step("mlflow", lambda: stack.start("mlflow"))
-    step("prefect", lambda: stack.start("prefect"))
-    step("deploy", lambda: stack.job("deploy"))
-    for worker in ("worker-cpu", stack.trainer):
-        step(worker, lambda worker=worker: stack.start(worker))
-    if "vllm" in stack.services:
-        step("vllm", stack.start_vllm)
-    step(stack.gateway, lambda: stack.start(stack.gateway))
-    return seconds
+    if since is None:
+        key = stack.host_path("prometheus", "/keys/prometheus").read_text(encoding="utf-8")
+        reply = httpx.get(f"{stack.url('gateway')}/metrics", headers={"authorization": f"Bearer {key}"})
+        return {"metrics_scraped": float("cartridge_requests_total" in reply.text)}, {}
+    prometheus = stack.url("prometheus")
+    scraped = holds_within(prometheus, "sum(cartridge_requests_total) > 0", 60)
+    ask()
+    deadline = time.monotonic() + 60
+    seen = ask_panels(prometheus, since)
+    while panel_figures(seen)["panels_unlike_expected"] and time.monotonic() < deadline:
+        time.sleep(2)
+        seen = ask_panels(prometheus, since)
+    return {"metrics_scraped": float(scraped)} | panel_figures(seen), seen
 
 
 def survived(stack: NativeStack, before: Mapping[str, float], entry: CatalogEntry, run: str) -> dict[str, float]:
@@ -273,22 +223,24 @@ def main() -> int:
     options = parser.parse_args()
     say, began = Console(), time.time()
     state = options.state or Path(tempfile.mkdtemp(prefix="stack-"))
-    documents = write_sample(SAMPLE, state / "documents")
-    (documents / "study.toml").write_text(STUDY, encoding="utf-8")
+    documents = write_documents(SAMPLE, state / "documents")
     stack = NativeStack(state, documents, options.profile)
     figures: dict[str, float] = {}
     seconds: dict[str, float] = {}
+    panels: dict[str, Seen] = {}
     problem = ""
     try:
         seconds = start_all(stack, say)
-        key = json.loads(stack.run_in(stack.gateway, "cartridge", "key", "create", "application", "--json"))["token"]
+        key = application_key(stack)
         started = time.monotonic()
-        run = run_deployment(stack, seconds=900)
+        run = run_deployment(stack, CORPUS, seconds=900)
         figures |= {"run_completed": 1.0, "run_seconds": time.monotonic() - started}
         say.print(f"{'train-cartridge':<20}{figures['run_seconds']:>6.1f} s", highlight=False)
         found, entry = stored(stack)
+        since = watch(stack)
         figures |= found | answers(stack, entry, key, documents / "questions.jsonl")
-        figures["metrics_scraped"] = scraped(stack)
+        shown, panels = watched(stack, since, lambda: answers(stack, entry, key, documents / "questions.jsonl"))
+        figures |= shown
         figures |= catalog_users(stack)
         stack.stop(keep=["s3"])
         say.print("stopped; once more")
@@ -317,10 +269,14 @@ def main() -> int:
         "python": sys.version.split()[0],
         "s3": f"moto {version_of(sys.executable, '-c', 'import moto; print(moto.__version__)')}",
         "prometheus": version_of("prometheus", "--version") if shutil.which("prometheus") else "not installed",
+        "points_by_panel": {title: one.points for title, one in panels.items()},
+        "panels_refused": [problem for one in panels.values() for problem in one.refused],
+        "panels_that_stay_empty": EMPTY,
         "problem": problem,
     }
+    asked = ASKED | (EXPECTED if shutil.which("prometheus") and options.profile == "cpu" else {})
     target = "stack-test" if options.profile == "cpu" else f"stack-test-{options.profile}"
-    proof = write_proof(target, f"make {target}", figures, ASKED, began, extra=extra, folder=options.folder)
+    proof = write_proof(target, f"make {target}", figures, asked, began, extra=extra, folder=options.folder)
     if proof.ok and options.state is None:
         shutil.rmtree(state, ignore_errors=True)
     else:
