@@ -51,7 +51,13 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_stage_of_the_chain_waits_for_the_server(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     away = httpx.ConnectError("All connection attempts failed")
-    for stage in ("ingest_corpus", "synthesize_conversations", "register_cartridge", "promote_cartridge"):
+    for stage in (
+        "ingest_corpus",
+        "synthesize_conversations",
+        "register_cartridge",
+        "promote_cartridge",
+        "_show_summary",
+    ):
         monkeypatch.setattr(chain, stage, failing(away, 1))
     monkeypatch.setattr(chain, "GPU_STEPS", {name: failing(away, 1) for name in chain.GPU_STEPS})
     made = chain.train_cartridge("wards", ["documents"])
