@@ -121,6 +121,10 @@ stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, 
 stack-test-gpu: $(STAMP) $(VLLM_STAMP)  ## The same in the profile gpu: vLLM behind the gateway, on this machine's CPU (about 6 minutes)
 	$(BIN)/python -m tests.proofs.stack_test --profile gpu $(BENCH_FLAGS)
 
+# A private package index, or a certificate of one's own: BENCH_FLAGS="--mount /etc/pip.conf --mount /etc/ssl/certs".
+images-test: $(STAMP)  ## The Dockerfiles built by podman, the stack's services started from the images (root; the first time about half an hour)
+	$(BIN)/python -m tests.proofs.images_test $(BENCH_FLAGS)
+
 infra-check: $(STAMP)  ## Compose file, manifests and alerts by docker-compose, kubectl and promtool
 	$(BIN)/python -m tests.proofs.infra_check
 
