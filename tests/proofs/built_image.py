@@ -57,8 +57,8 @@ def _strays(root: Path) -> Iterator[Path]:
     for top in OURS:
         for folder, folders, files in os.walk(root / top):
             here = Path(folder)
-            yield from (
-                here / name for name in (*folders, *files) if name in STRAYS or name.endswith((".whl", ".pem.key"))
-            )
+            named = (here / name for name in (*folders, *files) if name in STRAYS or name.endswith(".whl"))
+            # An empty file is where something was mounted during the build.
+            yield from (path for path in named if path.lstat().st_size)
             # What somebody else installed is theirs.
             folders[:] = [name for name in folders if name != "site-packages"]

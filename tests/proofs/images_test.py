@@ -32,7 +32,7 @@ STATE = Path("build/images")
 """Where podman keeps what it builds: about 10 GB. It may be removed at any time."""
 INDEX = "file:///canary-of-the-index"
 """Build argument that must stay in the build; pip passes over a folder that is not there."""
-IMAGES = {"mlflow": 1200.0, "worker-cpu": 2400.0, "gateway": 2000.0, "worker-gpu": 9000.0, "vllm": 100.0}
+IMAGES = {"mlflow": 1000.0, "worker-cpu": 2300.0, "gateway": 2100.0, "worker-gpu": 9000.0, "vllm": 100.0}
 """Dockerfile to the megabytes that it may add to its base."""
 START_S = 300.0
 """Within which a service must be healthy."""
