@@ -129,6 +129,10 @@ stack-test-gpu: $(STAMP) $(VLLM_STAMP)  ## The same in the profile gpu: vLLM beh
 pictures: $(STAMP)  ## Take docs/images anew: pages of Prefect and MLflow in headless Chromium (about 6 minutes)
 	$(BIN)/python -m tests.proofs.pictures $(PICTURES_FLAGS)
 
+# A private package index, or a certificate of one's own: BENCH_FLAGS="--mount /etc/pip.conf --mount /etc/ssl/certs".
+images-test: $(STAMP)  ## The Dockerfiles built by podman, the stack's services started from the images (root; the first time about half an hour)
+	$(BIN)/python -m tests.proofs.images_test $(BENCH_FLAGS)
+
 infra-check: $(STAMP)  ## Compose file, manifests and alerts by docker-compose, kubectl and promtool
 	$(BIN)/python -m tests.proofs.infra_check
 

@@ -10,14 +10,22 @@ ENV PATH=/opt/cartridge/bin:$PATH
 COPY constraints.txt ./
 # By itself and first: a change of our code does not fetch it again.
 RUN pip install -c constraints.txt torch==2.13.0
-COPY . .
+# What our code needs, asked for by an empty package: when the code changes, this layer is neither made nor shipped again.
+COPY pyproject.toml ./
 # `registry`: promoting through the gateway rewrites MLflow's alias.
-RUN pip install -c constraints.txt '.[gateway,postgres,registry,train]'
+RUN mkdir cartridge_core flows migrations \
+    && touch LICENSE README.md \
+    && echo '__version__ = "0"' > cartridge_core/__init__.py \
+    && pip install -c constraints.txt '.[gateway,postgres,registry,train]' \
+    && pip uninstall --yes cartridge-foundry
+COPY . .
+RUN pip install --no-deps --prefix=/ours .
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --uid 1000 --create-home cartridge \
     && install -d -o cartridge -g cartridge /app /var/lib/cartridge
 COPY --from=build /opt/cartridge /opt/cartridge
+COPY --from=build /ours /opt/cartridge
 WORKDIR /app
 COPY infra/gateway ./infra/gateway
 ENV PATH=/opt/cartridge/bin:$PATH \

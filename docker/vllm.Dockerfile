@@ -11,9 +11,9 @@ FROM vllm/vllm-openai:v0.32.0
 COPY --from=build /wheels /wheels
 # vLLM's own packages are the constraints: the base must move nothing there (tests install it into such an environment).
 # hadolint ignore=DL3042
-RUN python3 -m pip freeze --exclude-editable > /tmp/present.txt \
+RUN python3 -m pip list --format=freeze --exclude-editable > /tmp/present.txt \
     && python3 -m pip install --no-cache-dir -c /tmp/present.txt /wheels/*.whl \
-    && rm -rf /wheels /tmp/present.txt \
+    && rm -r /wheels /tmp/present.txt \
     && (id 1000 >/dev/null 2>&1 || useradd --uid 1000 --create-home cartridge) \
     && install -d -o 1000 -g 1000 /var/lib/cartridge
 WORKDIR /var/lib/cartridge

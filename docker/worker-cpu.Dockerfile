@@ -10,13 +10,21 @@ ENV PATH=/opt/cartridge/bin:$PATH
 COPY constraints.txt ./
 # By itself and first: a change of our code does not fetch it again.
 RUN pip install -c constraints.txt torch==2.13.0
+# What our code needs, asked for by an empty package: when the code changes, this layer is neither made nor shipped again.
+COPY pyproject.toml ./
+RUN mkdir cartridge_core flows migrations \
+    && touch LICENSE README.md \
+    && echo '__version__ = "0"' > cartridge_core/__init__.py \
+    && pip install -c constraints.txt '.[eval,flows,gateway,peft,postgres,registry,train]' \
+    && pip uninstall --yes cartridge-foundry
 COPY . .
-RUN pip install -c constraints.txt '.[eval,flows,gateway,peft,postgres,registry,train]'
+RUN pip install --no-deps --prefix=/ours .
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --uid 1000 --create-home cartridge \
     && install -d -o cartridge -g cartridge /app /keys /var/lib/cartridge /var/lib/prefect
 COPY --from=build /opt/cartridge /opt/cartridge
+COPY --from=build /ours /opt/cartridge
 WORKDIR /app
 COPY prefect.toml prefect.yaml ./
 COPY flows ./flows
