@@ -191,10 +191,12 @@ def from_parts(
         UnsupportedModelError: The model cannot hold a Cartridge.
     """
     check_architecture(model.config)
+    # A configuration learns these two when its model is first saved; the model stays what it is.
+    stated = {"architectures": [type(model).__name__], "dtype": str(model.dtype).removeprefix("torch.")}
     identity = BaseModelIdentity(
         id=id,
         revision=revision or weights_digest(model)[:16],
-        config_digest=config_digest(model.config.to_dict()),
+        config_digest=config_digest(model.config.to_dict() | stated),
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
     return _assemble(model, tokenizer, identity, model.dtype)

@@ -1,5 +1,6 @@
 """A real S3 server over HTTP, in this process."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,14 @@ def s3_server(port: int = 0) -> Iterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+        _forget_clients()
+
+
+def _forget_clients() -> None:
+    """MLflow keeps S3 clients for minutes, for the address that the variables named when it made them."""
+    repository = sys.modules.get("mlflow.store.artifact.s3_artifact_repo")
+    if repository is not None:
+        repository._cached_get_s3_client.cache_clear()
 
 
 def s3_variables(endpoint: str) -> dict[str, str]:

@@ -100,10 +100,12 @@ def test_the_tokenizers_digest_ignores_how_it_was_used(tiny_base: Tiny) -> None:
     assert tokenizer_digest(tiny_base("gemma3").tokenizer) != before
 
 
-def test_from_parts_names_weights_by_content(tiny_base: Tiny) -> None:
+def test_from_parts_names_weights_by_content(tiny_base: Tiny, tmp_path: Path) -> None:
     base = tiny_base("llama")
     again = from_parts(base.model, base.tokenizer, "tiny-llama")
     assert again.identity == base.identity
+    base.model.save_pretrained(tmp_path)
+    assert from_parts(base.model, base.tokenizer, "tiny-llama").identity == base.identity
     assert from_parts(base.model, base.tokenizer, "tiny-llama", revision="r1").identity.revision == "r1"
 
 
