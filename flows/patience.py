@@ -5,8 +5,12 @@ from time import monotonic, sleep
 from typing import TypeVar
 
 import httpx
+from prefect.logging import get_logger
 
 T = TypeVar("T")
+
+# The worker's own log: a run's would be sent to the server that is away.
+log = get_logger(__name__)
 
 POLL_SECONDS = 2.0
 """Between two looks."""
@@ -23,7 +27,7 @@ def patiently(asked: Callable[[], T]) -> T:
     Raises:
         httpx.HTTPError: The server refuses, or does not come back in time.
     """
-    deadline = monotonic() + PATIENCE
+    deadline, told = monotonic() + PATIENCE, False
     while True:
         try:
             return asked()
@@ -31,4 +35,7 @@ def patiently(asked: Callable[[], T]) -> T:
             refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
             if refused or monotonic() > deadline:
                 raise
+            if not told:
+                log.warning("Prefect's server does not answer (%s); waiting up to %.0f s.", error, PATIENCE)
+                told = True
             sleep(POLL_SECONDS)
