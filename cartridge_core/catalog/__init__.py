@@ -6,7 +6,13 @@ Functions take an open session (`catalog_session`) and the tenant they act for; 
 from cartridge_core.catalog.aliases import CHAMPION, AliasChange, alias_history, clear_alias, resolve, set_alias
 from cartridge_core.catalog.audit import Action, AuditEvent, list_events, record_event
 from cartridge_core.catalog.base_models import record_base_model
-from cartridge_core.catalog.cartridges import find_cartridge, list_cartridges, list_served, record_cartridge
+from cartridge_core.catalog.cartridges import (
+    find_cartridge,
+    list_cartridges,
+    list_served,
+    manifest_of,
+    record_cartridge,
+)
 from cartridge_core.catalog.compositions import (
     CompositionEntry,
     composition_digest,
@@ -46,6 +52,7 @@ __all__ = [
     "list_events",
     "list_pins",
     "list_served",
+    "manifest_of",
     "pinned_digests",
     "record_base_model",
     "record_cartridge",

@@ -75,6 +75,15 @@ def cartridge_row(session: Session, tenant: str, cartridge_id: int) -> Cartridge
     return row
 
 
+def manifest_of(session: Session, entry: CatalogEntry) -> CartridgeManifest:
+    """The manifest of a Cartridge of the catalog.
+
+    Raises:
+        NotFoundError: The row is of another catalog.
+    """
+    return CartridgeManifest.model_validate(cartridge_row(session, entry.tenant, entry.cartridge_id).manifest)
+
+
 def find_cartridge(session: Session, tenant: str, corpus: str, reference: str) -> CatalogEntry:
     """The Cartridge of a corpus that a user means.
 

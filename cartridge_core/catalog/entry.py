@@ -20,11 +20,14 @@ from cartridge_core.catalog.models import (
     StatusChangeRow,
 )
 from cartridge_core.catalog.statuses import Status
-from cartridge_core.manifest import BaseModelIdentity, CartridgeManifest
+from cartridge_core.manifest import BaseModelIdentity
 
 
 class CatalogEntry(BaseModel):
-    """One Cartridge of one corpus. A value: it stays readable after the session, and does not follow later changes."""
+    """One Cartridge of one corpus. A value: it stays readable after the session, and does not follow later changes.
+
+    It is light, so that lists of them are; `manifest_of` gives the manifest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +43,6 @@ class CatalogEntry(BaseModel):
     """The Cartridge's digest."""
     num_tokens: int
     kv_bytes: int
-    manifest: CartridgeManifest
     created_at: datetime
     status: Status
     aliases: tuple[str, ...]
@@ -124,7 +126,6 @@ def entries_of(
             digest=cartridge.digest,
             num_tokens=cartridge.num_tokens,
             kv_bytes=cartridge.kv_bytes,
-            manifest=CartridgeManifest.model_validate(cartridge.manifest),
             created_at=cartridge.created_at,
             status=Status.REGISTERED if status is None else Status(status),
             aliases=tuple(aliases[cartridge.id]),

@@ -109,8 +109,8 @@ class CartridgeRow(Row, AppendOnly, Base):
     num_tokens: Mapped[int]
     kv_bytes: Mapped[int] = mapped_column(BigInteger)
     """Bytes of keys and values in the base model's type; the bytes of the files are the registration's."""
-    manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """The manifest in full: its digest can be checked without the files."""
+    manifest: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
+    """The manifest in full: its digest can be checked without the files. Kilobytes: read where it is asked for."""
 
 
 class RegistrationRow(Row, AppendOnly, Base):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cartridge_core.catalog import CompositionEntry, catalog_session, find_cartridge
+from cartridge_core.catalog import CompositionEntry, catalog_session, find_cartridge, manifest_of
 from cartridge_core.cli.actor import actor
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
 from cartridge_core.cli.options import ConfigFile, Model
@@ -81,11 +81,13 @@ def _part(
 def _studied(settings: Settings, cartridge: RegisteredCartridge) -> StudiedDataset | None:
     """What it was distilled from, so that generated questions are others; None where that is not on this machine."""
     entry = cartridge.entry
-    if entry.manifest.dataset_digest is None:
+    with catalog_session(settings, read_only=True) as session:
+        dataset = manifest_of(session, entry).dataset_digest
+    if dataset is None:
         return None
     try:
         corpus = find_corpus(settings, entry.corpus, entry.corpus_digest)
-        return find_dataset(settings, corpus, entry.manifest.dataset_digest)
+        return find_dataset(settings, corpus, dataset)
     except NotFoundError:
         return None
 

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from cartridge_core.catalog import (
     CHAMPION,
@@ -11,9 +12,11 @@ from cartridge_core.catalog import (
     catalog_session,
     find_cartridge,
     list_cartridges,
+    manifest_of,
 )
 from cartridge_core.cli.console import JsonOption, facts, listing, messages, show
 from cartridge_core.cli.options import CorpusName
+from cartridge_core.manifest import CartridgeManifest
 from cartridge_core.settings import Settings
 
 
@@ -75,10 +78,9 @@ def show_(
         for change in history
     ]
     rows = [(str(m["at"])[:19], m["action"], m["cartridge_id"], m["actor"], m["reason"]) for m in moves]
-    tables = [facts(f"Cartridge of {corpus}", entry_facts(entry))]
-    if rows:
-        tables.append(listing(("champion moved at", "action", "cartridge", "by", "reason"), rows))
-    show(entry_value(entry) | {"champion_history": moves}, as_json, *tables)
+    columns = ("champion moved at", "action", "cartridge", "by", "reason")
+    tables = [listing(columns, rows)] if rows else []
+    show_cartridge(settings, f"Cartridge of {corpus}", entry, as_json, *tables, champion_history=moves)
 
 
 def entry_value(entry: CatalogEntry) -> dict[str, Any]:
@@ -86,8 +88,26 @@ def entry_value(entry: CatalogEntry) -> dict[str, Any]:
     return entry.model_dump(mode="json")
 
 
-def entry_facts(entry: CatalogEntry) -> dict[str, Any]:
-    """A catalog entry as names and values for people."""
+def show_cartridge(
+    settings: Settings, title: str, entry: CatalogEntry, as_json: bool, *tables: RenderableType, **more: object
+) -> None:
+    """Print all about one Cartridge, its manifest included.
+
+    Args:
+        settings: Names the catalog.
+        title: Heading for people.
+        entry: The Cartridge.
+        as_json: For programs.
+        *tables: What people see below it.
+        **more: What programs get beside it.
+    """
+    with catalog_session(settings, read_only=True) as session:
+        manifest = manifest_of(session, entry)
+    value = entry_value(entry) | {"manifest": manifest.model_dump(mode="json")} | more
+    show(value, as_json, facts(title, _facts(entry, manifest)), *tables)
+
+
+def _facts(entry: CatalogEntry, manifest: CartridgeManifest) -> dict[str, Any]:
     return {
         "digest": entry.digest,
         "number": entry.cartridge_id,
@@ -95,7 +115,7 @@ def entry_facts(entry: CatalogEntry) -> dict[str, Any]:
         "aliases": ", ".join(entry.aliases) or None,
         "tokens": entry.num_tokens,
         "KV bytes": f"{entry.kv_bytes:,}",
-        "stored as": _storage(entry),
+        "stored as": _storage(manifest),
         "base model": f"{entry.base_model.id} ({entry.base_model.revision})",
         "corpus version": f"{entry.corpus_version} ({entry.corpus_digest[:12]})",
         "MLflow": f"{entry.model_name} v{entry.version}" if entry.model_name else None,
@@ -106,9 +126,9 @@ def entry_facts(entry: CatalogEntry) -> dict[str, Any]:
     }
 
 
-def _storage(entry: CatalogEntry) -> str | None:
-    quantization = entry.manifest.quantization
-    return f"{quantization.storage_dtype}, {entry.manifest.stored_bytes:,} bytes" if quantization else None
+def _storage(manifest: CartridgeManifest) -> str | None:
+    quantization = manifest.quantization
+    return f"{quantization.storage_dtype}, {manifest.stored_bytes:,} bytes" if quantization else None
 
 
 def _score(score: float | None) -> str | None:

@@ -9,7 +9,7 @@ from cartridge_core.catalog import CHAMPION
 from cartridge_core.cli.actor import actor
 from cartridge_core.cli.console import JsonOption, facts, show
 from cartridge_core.cli.options import CorpusName, Model, Reason, Reference, Version
-from cartridge_core.cli.shelf import entry_facts, entry_value
+from cartridge_core.cli.shelf import entry_value, show_cartridge
 from cartridge_core.errors import NotFoundError, PublishingError
 from cartridge_core.publishing import (
     Promotion,
@@ -49,7 +49,7 @@ def register(
     fitted = find_cartridge(settings, source, cartridge)
     graded = _newest_report(settings, fitted)
     entry = register_stage(settings, source, fitted, graded, restore=restore, actor=actor())
-    show(entry_value(entry), as_json, facts(f"Registered {corpus}", entry_facts(entry)))
+    show_cartridge(settings, f"Registered {corpus}", entry, as_json)
 
 
 def promote(
@@ -102,8 +102,9 @@ def retire(
 
     Example: `cartridge retire handbook 2 --reason "superseded"`
     """
-    entry = retire_cartridge(Settings(), corpus, reference, reason=reason, actor=actor())
-    show(entry_value(entry), as_json, facts(f"Retired a Cartridge of {corpus}", entry_facts(entry)))
+    settings = Settings()
+    entry = retire_cartridge(settings, corpus, reference, reason=reason, actor=actor())
+    show_cartridge(settings, f"Retired a Cartridge of {corpus}", entry, as_json)
 
 
 def delete(
@@ -180,7 +181,7 @@ def import_(
         raise PublishingError("An export says itself what it belongs to.", "Leave `--model` and `--version` out.")
     else:
         entry = import_cartridge(settings, source, corpus, restore=restore, actor=actor())
-    show(entry_value(entry), as_json, facts(f"Imported {corpus}", entry_facts(entry)))
+    show_cartridge(settings, f"Imported {corpus}", entry, as_json)
 
 
 def _newest_report(settings: Settings, cartridge: FittedCartridge) -> GradedCartridge | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.proofs.chaos_services import Stack
+from tests.proofs.chaos_services import Stack, up
 
 AWAY_SECONDS = 5.0
 """For which something is away or broken."""
@@ -62,14 +62,14 @@ def kill_server(strike: Strike) -> None:
     """Prefect's server."""
     strike.stack.server.kill()
     time.sleep(AWAY_SECONDS)
-    strike.stack.server.start()
+    up(strike.stack.server)
 
 
 def kill_mlflow(strike: Strike) -> None:
     """MLflow's server."""
     strike.stack.mlflow.kill()
     time.sleep(AWAY_SECONDS)
-    strike.stack.mlflow.start()
+    up(strike.stack.mlflow)
 
 
 def restart_postgres(strike: Strike) -> None:

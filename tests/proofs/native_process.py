@@ -1,13 +1,16 @@
-"""A service of the stack as a process of this machine: started, watched, stopped as a container would be."""
+"""A service as a process of this machine: started, watched, stopped as a container would be, or killed."""
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import httpx
+import psutil
 
 
 class StackError(Exception):
@@ -24,8 +27,8 @@ class NativeProcess:
     folder: Path
     """Working directory."""
     log: Path
-    health: Sequence[str]
-    """Command that ends with 0 once the service can be used."""
+    health: Sequence[str] | Callable[[], bool] = lambda: True
+    """Command that ends with 0, or a function that says yes, once the service can be used."""
     stop_signal: signal.Signals = signal.SIGTERM
     """What asks it to end."""
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
@@ -63,6 +66,8 @@ class NativeProcess:
 
     def is_healthy(self) -> bool:
         """Whether its health check passes now."""
+        if callable(self.health):
+            return self.health()
         done = subprocess.run(self.health, env=dict(self.environment), cwd=self.folder, capture_output=True, timeout=60)
         return done.returncode == 0
 
@@ -79,9 +84,33 @@ class NativeProcess:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def kill(self) -> None:
+        """End it and all its descendants, those in sessions of their own too, as a power cut would."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(process.pid)
+            for member in (parent, *parent.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+        process.wait()
+
     def tail(self, lines: int = 30) -> str:
         """The end of its log."""
         return tail(self.log, lines)
+
+
+def answers(url: str) -> Callable[[], bool]:
+    """A health check: whether a GET of the URL gives 200."""
+
+    def check() -> bool:
+        try:
+            return httpx.get(url, timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    return check
 
 
 def run_job(name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> str:

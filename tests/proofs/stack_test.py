@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from rich.console import Console
 from sqlalchemy import text
 
-from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, list_cartridges, resolve
+from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, list_cartridges, manifest_of, resolve
 from cartridge_core.errors import CartridgeError, CatalogError
 from cartridge_core.proof import FOLDER, write_proof
 from cartridge_core.reference.samples import Sample
@@ -79,6 +79,7 @@ def stored(stack: NativeStack) -> tuple[dict[str, float], CatalogEntry]:
     with catalog_session(settings, read_only=True) as session:
         rows = list_cartridges(session, settings.tenant, CORPUS)
         entry = resolve(session, settings.tenant, CORPUS)
+        kept = manifest_of(session, entry)
     model = MlflowClient(tracking_uri=stack.url("mlflow")).get_model_version_by_alias(str(entry.model_name), CHAMPION)
     bucket, objects = stored_objects(stack, entry)
     manifest = next(key for key in objects if key.endswith("manifest.json"))
@@ -90,7 +91,7 @@ def stored(stack: NativeStack) -> tuple[dict[str, float], CatalogEntry]:
         "mlflow_alias_agrees": float(model.tags["cartridge_digest"] == entry.digest),
         "mlflow_answers_by_its_name": float(by_name.status_code == 200 and foreign.status_code == 403),
         "s3_objects": float(len(objects)),
-        "s3_manifest_agrees": float(json.loads(body) == json.loads(entry.manifest.model_dump_json())),
+        "s3_manifest_agrees": float(json.loads(body) == json.loads(kept.model_dump_json())),
         "catalog_rows": float(len(rows)),
         "catalog_alias": float(CHAMPION in entry.aliases),
     }, entry
