@@ -59,8 +59,13 @@ def valid_name(name: str, what: str = "name") -> str:
 
 
 def redact_url(url: str) -> str:
-    """The URL with its password masked, fit for messages and logs."""
-    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
+    """The URL, or a text with URLs, with passwords masked, fit for messages and logs.
+
+    A password may hold slashes and, against the rules, an `@`; drivers also take one as a parameter. Rather too much is
+    masked than too little.
+    """
+    masked = re.sub(r"(://[^/@:\s]*):\S*@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:password|passwd|pwd|secret|token)[^=&\s]*=)[^&\s]*", r"\1***", masked)
 
 
 def server_address(url: str) -> str:

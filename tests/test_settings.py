@@ -155,6 +155,29 @@ def test_passwords_are_not_shown() -> None:
     assert "secret" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hush@host/db",
+        "postgresql://me:hu/sh@host/db",
+        "postgresql://me:hu@sh@host/db",
+        "postgresql://:hush@host",
+        "postgresql://host/db?user=me&password=hush",
+        "postgresql://host/db?sslpassword=hush&user=me",
+        "http://me:hush@host/ is away, http://me:hush@other/ too",
+    ],
+)
+def test_no_part_of_a_password_is_shown(url: str) -> None:
+    shown = redact_url(url)
+    assert "hu" not in shown and "sh" not in shown
+    assert "***" in shown and "host" in shown
+
+
+@pytest.mark.parametrize("url", ["sqlite:///a/b.db", "http://host:5000", "s3://bucket/prefix", "http://host/?page=2"])
+def test_what_holds_no_password_is_shown_as_it_is(url: str) -> None:
+    assert redact_url(url) == url
+
+
 def test_operators_may_have_a_database_user_of_their_own() -> None:
     both = Settings(catalog_url="postgresql://reader@host/db", operator_catalog_url="postgresql://operator@host/db")
     assert both.as_operator().catalog_url == "postgresql://operator@host/db"

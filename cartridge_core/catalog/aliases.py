@@ -16,7 +16,7 @@ from cartridge_core.catalog.corpora import require_corpus
 from cartridge_core.catalog.entry import CatalogEntry, EntrySelect, entries_of, entry_rows
 from cartridge_core.catalog.insertion import add_once
 from cartridge_core.catalog.models import AliasChangeRow, AliasRow, CartridgeRow, CorpusRow, CorpusVersionRow
-from cartridge_core.catalog.statuses import Status, change_status, status_of
+from cartridge_core.catalog.statuses import Status, change_status, hold, status_of
 from cartridge_core.errors import CatalogError, NotFoundError, SettingsError
 from cartridge_core.settings import valid_name
 
@@ -110,6 +110,7 @@ def set_alias(
     version = session.get_one(CorpusVersionRow, cartridge.corpus_version_id)
     if version.corpus_id != owner.id:
         raise CatalogError(f"Cartridge {cartridge.digest[:12]} is not of corpus {corpus!r}.", "Name its own corpus.")
+    hold(session, cartridge)
     if (status := status_of(session, cartridge)) in (Status.RETIRED, Status.DELETED):
         raise CatalogError(f"Cartridge {cartridge.digest[:12]} is {status}.", "Promote another one.")
     # The row is locked where the database can, so that two promotions are written down in the order they took place.

@@ -37,15 +37,26 @@ def add(
 
 @app.command("list")
 def list_corpora(as_json: JsonOption = False) -> None:
-    """List corpora with their versions, oldest first.
+    """List corpora with their versions; the last one of a corpus that was not withdrawn is the one that counts.
 
     Example: `cartridge corpus list`
     """
-    found = [corpus.product.facts | {"added_at": corpus.product.finished_at} for corpus in corpora(Settings())]
-    rows = [
-        (c["name"], c["digest"][:12], c["num_documents"], f"{c['num_characters']:,}", c["added_at"][:19]) for c in found
+    found = [
+        corpus.product.facts | {"added_at": corpus.reading.read_at, "withdrawn": corpus.reading.withdrawn or None}
+        for corpus in corpora(Settings())
     ]
-    show(found, as_json, listing(("corpus", "version", "documents", "characters", "added (UTC)"), rows))
+    rows = [
+        (
+            one["name"],
+            one["digest"][:12],
+            one["num_documents"],
+            f"{one['num_characters']:,}",
+            one["added_at"][:19],
+            "withdrawn" if one["withdrawn"] else "",
+        )
+        for one in found
+    ]
+    show(found, as_json, listing(("corpus", "version", "documents", "characters", "added (UTC)", "state"), rows))
 
 
 @app.command("show")
@@ -77,7 +88,7 @@ def forget(
 ) -> None:
     """List what was made of a document; retire it with `--yes`, or erase it everywhere with `--yes --erase`.
 
-    The corpus gets a new version without the document.
+    Erasing gives the corpus a new version without the document; retiring lets nothing more be made of it or read in it.
 
     Example: `cartridge corpus forget handbook docs/mayer.md --yes --erase --retrain`
     """

@@ -15,7 +15,7 @@ from cartridge_core.catalog import (
 )
 from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.catalog.models import CartridgeRow, EvaluationRow
-from cartridge_core.catalog.statuses import refuse_if_aliased, statuses_of
+from cartridge_core.catalog.statuses import hold, refuse_if_aliased, statuses_of
 from cartridge_core.publishing.artifact import MANIFEST_FILE
 from cartridge_core.publishing.drift import project_alias
 from cartridge_core.registry import erase_version
@@ -62,6 +62,9 @@ def delete(
     with catalog_session(settings) as session:
         entry = find_cartridge(session, settings.tenant, corpus, reference)
         row = cartridge_row(session, settings.tenant, entry.cartridge_id)
+        hold(session, row)
+        # Whoever held it before may have promoted it.
+        entry = find_cartridge(session, settings.tenant, corpus, entry.digest)
         if not force:
             refuse_if_aliased(session, row, "delete")
         folders = _folders(session, row, entry)

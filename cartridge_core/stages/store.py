@@ -132,7 +132,7 @@ class StageStore:
                 "seconds": round(time.monotonic() - started, 3),
                 "finished_at": datetime.now(UTC).isoformat(),
             }
-            _write_json(directory / MARKER, marker)
+            write_json(directory / MARKER, marker)
         return _finished(directory, marker, cached=False)
 
     def unfinished(self) -> list[Path]:
@@ -177,7 +177,7 @@ def _finished(directory: Path, record: Facts, cached: bool) -> Finished:
     return Finished(directory=directory, cached=cached, **{name: record[name] for name in names})
 
 
-def _write_json(path: Path, value: Facts) -> None:
+def write_json(path: Path, value: Facts) -> None:
     """Write JSON so that a reader sees the whole file or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from cartridge_core.catalog import (
     retire,
 )
 from cartridge_core.catalog.cartridges import cartridge_row
+from cartridge_core.catalog.statuses import aliases_at, hold
 from cartridge_core.corpus import Corpus, Document
 from cartridge_core.digest import canonical_json
 from cartridge_core.errors import CorpusError, NotFoundError, RegistryError
@@ -26,7 +27,7 @@ from cartridge_core.publishing.artifact import MANIFEST_FILE, cartridge_key, rep
 from cartridge_core.report import REPORT_FILE
 from cartridge_core.settings import Settings
 from cartridge_core.stages.erase import erase
-from cartridge_core.stages.ingest import IngestedCorpus, corpora, keep, store_of
+from cartridge_core.stages.ingest import IngestedCorpus, corpora, keep, store_of, withdraw_content
 from cartridge_core.stages.local_copies import LocalCopies
 from cartridge_core.stages.store import RECIPES, Finished
 from cartridge_core.storage import delete_folder, open_store
@@ -138,7 +139,9 @@ def dependents(settings: Settings, name: str, document: str | None = None) -> De
 
 
 def withdraw(settings: Settings, found: Dependents, actor: str = "") -> list[CatalogEntry]:
-    """Retire every dependent Cartridge: its aliases go, nothing of it is served or promoted any more. The data stay.
+    """Withdraw the corpus versions and retire every dependent Cartridge: nothing is made of them, served or promoted.
+
+    The data stay. Aliases go.
 
     Returns:
         The Cartridges that were retired.
@@ -147,16 +150,20 @@ def withdraw(settings: Settings, found: Dependents, actor: str = "") -> list[Cat
         CatalogError: The catalog refuses.
     """
     reason = _reason(found)
+    for version in found.versions:
+        withdraw_content(version, reason, found.documents)
     done = []
     for entry in found.cartridges:
         if entry.status in (Status.RETIRED, Status.DELETED):
             continue
         with catalog_session(settings) as session:
-            for alias in entry.aliases:
-                clear_alias(session, settings.tenant, entry.corpus, alias, reason=reason, actor=actor)
             row = cartridge_row(session, settings.tenant, entry.cartridge_id)
+            hold(session, row)
+            aliases = aliases_at(session, row)
+            for alias in aliases:
+                clear_alias(session, settings.tenant, entry.corpus, alias, reason=reason, actor=actor)
             retire(session, row, reason=reason, actor=actor)
-        for alias in entry.aliases:
+        for alias in aliases:
             _project(settings, entry.corpus, alias)
         done.append(entry)
     return done
@@ -170,21 +177,24 @@ def forget(
     What is registered goes first, the documents last: after an interruption, asking again finds what is left.
 
     Returns:
-        The newest version of the corpus without the documents; None where the whole corpus went.
+        The version of the corpus without the documents that counts from now on; None where the whole corpus went.
 
     Raises:
         CorpusError: The document is all that its corpus holds, or work goes on that may hold it.
         StorageError, RegistryError, CatalogError: A store refuses; forgetting again goes on.
     """
     store = store_of(settings)
-    rest = _without(found.versions[-1].load(), found.documents) if found.documents else None
+    newest = [corpus for corpus in corpora(settings) if corpus.name == found.corpus][-1] if found.documents else None
+    # Documents that only older versions hold do not change what counts.
+    held = newest is not None and newest.digest in {version.digest for version in found.versions}
+    rest = _without(newest.load(), found.documents) if newest is not None and held else None
     # Of unfinished work nobody can tell what it holds, and it can be done again.
     if busy := [folder for folder in store.unfinished() if not store.discard(folder)]:
         raise CorpusError(
             f"Work goes on that may hold what is to be forgotten: {busy[0].parent.name}/{busy[0].name[:12]}.",
             "Wait until it ends, or stop it.",
         )
-    kept = keep(settings, rest) if rest is not None else None
+    kept = newest if rest is None or newest is None else _kept(settings, newest, rest)
     for number, entry in enumerate(found.cartridges):
         progress(number, len(found.cartridges), "erasing Cartridges")
         erase(settings, entry.corpus, entry.digest, True, _reason(found), actor)
@@ -253,6 +263,15 @@ def _made_of(settings: Settings, contents: set[str]) -> list[Finished]:
         made += new
         open_ = [product for product in open_ if product not in new]
         digests = {str(product.facts["digest"]) for product in new if "digest" in product.facts}
+
+
+def _kept(settings: Settings, before: IngestedCorpus, rest: Corpus) -> IngestedCorpus:
+    kept = keep(settings, rest)
+    # Of documents that were withdrawn with those, and are not erased yet, still nothing is made.
+    others = [one for one in rest.documents if one.digest in before.reading.documents]
+    if before.reading.withdrawn and others:
+        withdraw_content(kept, before.reading.withdrawn, others)
+    return kept
 
 
 def _without(corpus: Corpus, documents: Sequence[Document]) -> Corpus:

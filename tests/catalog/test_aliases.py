@@ -12,9 +12,11 @@ from cartridge_core.catalog import (
     clear_alias,
     record_tombstone,
     resolve,
+    retire,
     set_alias,
 )
 from cartridge_core.catalog.aliases import previous_target, valid_alias
+from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.errors import CatalogError, NotFoundError, SettingsError
 from cartridge_core.settings import Settings
 from tests.catalog.rows import add_cartridge
@@ -160,4 +162,30 @@ def test_a_promotion_waits_for_the_one_before_it(settings: Settings) -> None:
         assert not done.wait(0.5)
     thread.join(30)
     assert done.is_set()
+    catalog.close()
+
+
+def test_nobody_retires_what_is_being_promoted(settings: Settings) -> None:
+    """Whoever comes second sees what the first one did, and is refused."""
+    with catalog_session(settings) as session:
+        number = add_cartridge(session).id
+    catalog, refused = Catalog(settings), list[CatalogError]()
+
+    def take_away() -> None:
+        try:
+            with catalog.session() as session:
+                retire(session, cartridge_row(session, "default", number))
+        except CatalogError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=take_away)
+    with catalog.session() as session:
+        set_alias(session, "default", "clinic", "champion", number)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive(), "it did not wait"
+    thread.join(30)
+    assert len(refused) == 1 and "the alias champion points at it" in str(refused[0])
+    with catalog.session(read_only=True) as session:
+        assert resolve(session, "default", "clinic").status is Status.PUBLISHED
     catalog.close()

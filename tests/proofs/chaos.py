@@ -3,7 +3,8 @@
     python -m tests.proofs.chaos --runs 8
 
 Four runs at a time share one stack of real services: Prefect's server and workers, MLflow on PostgreSQL, S3 over HTTP.
-A run that has been counted is not repeated: called again, the command goes on with the others (`--fresh` begins anew).
+A run that was counted at this commit is not repeated: called again, the command goes on with the others (`--fresh`
+begins anew).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from cartridge_core.proof import write_proof
+from cartridge_core.proof import commit, write_proof
 from tests.proofs.chaos_faults import FAULTS, fault_of
 from tests.proofs.chaos_services import Stack, running_stack, small_disk
 
@@ -48,7 +49,7 @@ def main() -> int:
     if todo:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            _carry_out(todo, told, folder, rows, started + told.minutes * 60)
+            _carry_out(todo, told, folder, rows, started)
         except KeyboardInterrupt:
             print(f"Stopped; the services are gone, what was counted is kept in {rows}.", flush=True)
             os._exit(130)  # the runs' threads still wait for a server that will not come back
@@ -62,12 +63,14 @@ def main() -> int:
         "conversations_repeated": sum(row["repeated"] for row in counted),
         "resumed_by_hand": sum(row["resumes"] for row in counted),
         "slowest_run_seconds": max((row["seconds"] for row in counted), default=0.0),
+        "minutes": _minutes(counted),
     }
     asked = {
         "runs": {"at_least": told.runs},
         "runs_exactly_once": {"at_least": told.runs},
         "conversations_lost": {"at_most": 0},
         "conversations_repeated": {"at_most": 0},
+        "minutes": {"at_most": MINUTES},
     }
     command = f"python -m tests.proofs.chaos --runs {told.runs} --seed {told.seed}"
     proof = write_proof("chaos", command, figures, asked, started, extra={"runs": counted})
@@ -77,7 +80,7 @@ def main() -> int:
     return 0 if proof.ok else 1
 
 
-def _carry_out(todo: list[int], told: argparse.Namespace, folder: Path, rows: Path, deadline: float) -> None:
+def _carry_out(todo: list[int], told: argparse.Namespace, folder: Path, rows: Path, began: float) -> None:
     shutil.rmtree(folder / "prefect", ignore_errors=True)
     with small_disk(folder / "disk", DISK_MEGABYTES) as small:
         home = folder / "disk" / f"home-{int(time.time())}"
@@ -92,11 +95,12 @@ def _carry_out(todo: list[int], told: argparse.Namespace, folder: Path, rows: Pa
             written = threading.Lock()
 
             def one(number: int) -> None:
-                if time.time() > deadline:
+                if time.time() > began + told.minutes * 60:
                     return
                 outcome = carry_out(stack, number, *fault_of(told.seed, number, kinds))
                 with written, rows.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(asdict(outcome) | {"seed": told.seed}) + "\n")
+                    at = {"seed": told.seed, "commit": commit(), "call": began, "after": round(time.time() - began)}
+                    stream.write(json.dumps(asdict(outcome) | at) + "\n")
                 _say(outcome)
 
             with reaping(stack):
@@ -146,7 +150,13 @@ def _done(rows: Path, seed: int) -> dict[int, dict[str, Any]]:
     if not rows.exists():
         return {}
     told = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-    return {row["number"]: row for row in told if row["seed"] == seed}
+    return {row["number"]: row for row in told if (row["seed"], row.get("commit")) == (seed, commit())}
+
+
+def _minutes(counted: list[dict[str, Any]]) -> float:
+    """How long all calls took together until their last counted run ended."""
+    calls = {row["call"] for row in counted}
+    return sum(max(row["after"] for row in counted if row["call"] == call) for call in calls) / 60
 
 
 def _parser() -> argparse.ArgumentParser:

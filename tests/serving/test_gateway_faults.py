@@ -13,7 +13,7 @@ import pytest
 from cartridge_core.catalog import catalog_session, record_tombstone, retire
 from cartridge_core.catalog.models import CartridgeRow
 from cartridge_core.rendering import prefix_token_ids
-from cartridge_core.stages.ingest import ingest
+from cartridge_core.stages.ingest import ingest, withdraw_content
 from tests.conftest import build_tiny_base
 from tests.serving.shop import QUESTION, Shop, broken_off, events, eventually, running, serving, slow, text_of
 
@@ -134,6 +134,10 @@ def test_a_fallback_is_asked_for_and_labelled(shop: Shop, tmp_path: Path) -> Non
             'cartridge_fallbacks_total{corpus="wards",served="icl",tenant="default"} 2.0'
             in server.client.get("/metrics").text
         )
+        # Withdrawn documents stand in nobody's prompt.
+        withdraw_content(unpromoted, "The corpus was removed.")
+        refused = server.error(503, model="wards")
+        assert refused["code"] == "cartridge_not_loaded" and "Ada" not in refused["message"]
 
 
 def test_the_catalog_breaks_and_recovers(shop: Shop) -> None:

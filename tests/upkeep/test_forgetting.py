@@ -106,3 +106,32 @@ def test_what_two_corpora_hold(workplace: Workplace) -> None:
     plan = answer("corpus", "remove", "wards")
     assert (plan["elsewhere"], plan["datasets"]) == (["copy"], []), "the dataset belongs to the other corpus too"
     assert "There is no corpus" in refusal("corpus", "remove", "nope")
+
+
+def test_a_document_that_only_older_versions_hold(workplace: Workplace) -> None:
+    """What counts stays what it was; what was removed since does not come back with the rest of the old version."""
+    file = workplace.documents / "zweigelt.md"
+    file.write_text("# Ada Zweigelt\n\nThe ward of Ada Zweigelt is 77.\n", encoding="utf-8")
+    (workplace.documents / "removed.md").write_text("# Cy\n\nThe ward of Cy is 5.\n", encoding="utf-8")
+    answer("corpus", "add", "wards", workplace.documents)
+    file.unlink()
+    (workplace.documents / "removed.md").unlink()
+    newest = answer("corpus", "add", "wards", workplace.documents)
+    erased = answer("corpus", "forget", "wards", f"{workplace.documents.name}/zweigelt.md", "--yes", "--erase")
+    assert erased["version_without"] == newest["digest"]
+    assert [one["digest"] for one in answer("corpus", "list")] == [newest["digest"]]
+    # Its sources are still known: nothing of it was forgotten.
+    assert answer("corpus", "show", "wards")["digest"] == newest["digest"]
+
+
+def test_one_withdrawn_document_is_not_let_in_by_the_erasure_of_another(workplace: Workplace) -> None:
+    for name in ("one", "two"):
+        (workplace.documents / f"{name}.md").write_text(f"# {name}\n\nThe ward of {name} is 7.\n", encoding="utf-8")
+    answer("corpus", "add", "wards", workplace.documents)
+    one, two = (f"{workplace.documents.name}/{name}.md" for name in ("one", "two"))
+    assert answer("corpus", "forget", "wards", one, "--yes")["done"] == "retired"
+    assert "was withdrawn" in refusal("corpus", "show", "wards")
+    assert answer("corpus", "forget", "wards", two, "--yes", "--erase")["done"] == "erased"
+    assert "was withdrawn" in refusal("corpus", "show", "wards")
+    answer("corpus", "forget", "wards", one, "--yes", "--erase")
+    assert answer("corpus", "show", "wards")["num_documents"] == len(list(workplace.documents.iterdir())) - 2
