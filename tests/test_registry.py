@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from cartridge_core.registry import (
 )
 from cartridge_core.registry.client import registry_client
 from cartridge_core.settings import Settings
+from tests.ports import free_port
 from tests.samples import CORPUS, embedded, grade, save_cartridge
 
 NAME = "default.clinic.reference"
@@ -332,9 +332,7 @@ def test_without_mlflow_the_extra_is_named(
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server that proxies its artifacts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     embedded(tmp_path / "server")
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),

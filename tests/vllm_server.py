@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from cartridge_core.settings import Settings
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = Path(os.environ.get("VENV_VLLM", ".venv-vllm"))
@@ -89,9 +89,7 @@ def vllm_server(settings: Settings, folder: Path, *options: str, kv_gib: int = 1
     """
     assert settings.attachment_key is not None
     assert COMMAND.exists(), f"{COMMAND} is missing: run `make vllm-setup`."
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / "vllm.log"
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("CARTRIDGE_")},

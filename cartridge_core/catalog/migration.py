@@ -59,12 +59,6 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         command.upgrade(alembic_config(connection), revision)
 
 
-def downgrade(engine: Engine, revision: str = "base") -> None:
-    """Take migrations back. Data of the tables that go is lost."""
-    with engine.execution_options(sqlite_begin="EXCLUSIVE").begin() as connection:
-        command.downgrade(alembic_config(connection), revision)
-
-
 def known_revision(engine: Engine) -> str | None:
     """The schema revision of a catalog; None for an empty database.
 

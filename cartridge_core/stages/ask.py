@@ -11,7 +11,7 @@ from cartridge_core.catalog import CHAMPION, CatalogEntry, catalog_session, find
 from cartridge_core.errors import NotFoundError
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import store_of
-from cartridge_core.stages.local_copies import LocalCopies
+from cartridge_core.stages.local_copies import HeldCopy, LocalCopies
 from cartridge_core.stages.model import borrowed_model
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ def fetch(settings: Settings, entry: CatalogEntry) -> Cartridge:
     from cartridge_core.cartridge import Cartridge
 
     return LocalCopies(settings).read(entry.digest, stored_at(entry), Cartridge.load)
+
+
+def held_copy(settings: Settings, entry: CatalogEntry) -> HeldCopy:
+    """The verified files of a catalog entry on this machine, which stay until they are released."""
+    fetch(settings, entry)
+    return LocalCopies(settings).fetch(entry.digest, stored_at(entry))
 
 
 def stored_at(entry: CatalogEntry) -> str:

@@ -9,9 +9,8 @@ from cartridge_core.catalog import CatalogEntry, catalog_session, find_cartridge
 from cartridge_core.errors import EvaluationError
 from cartridge_core.publishing import CorpusSource, Evidence, register_cartridge
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import fetch, stored_at
+from cartridge_core.stages.ask import fetch, held_copy
 from cartridge_core.stages.ingest import IngestedCorpus
-from cartridge_core.stages.local_copies import LocalCopies
 
 if TYPE_CHECKING:
     from cartridge_core.cartridge import Cartridge
@@ -43,8 +42,7 @@ class RegisteredCartridge:
 
     def record(self, graded: GradedCartridge, actor: str = "") -> CatalogEntry:
         """Add a report to its registration, so that the gate can judge it."""
-        self.load()
-        with LocalCopies(self.settings).fetch(self.digest, stored_at(self.entry)) as held:
+        with held_copy(self.settings, self.entry) as held:
             return register_cartridge(
                 self.settings,
                 held.folder,

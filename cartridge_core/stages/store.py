@@ -8,7 +8,6 @@ unfinished work, which a resumable stage (study) picks up again.
 import errno
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cartridge_core import __version__
+from cartridge_core.atomic_file import atomic_file
 from cartridge_core.digest import digest_of
 from cartridge_core.errors import ArtifactError, StorageError
 
@@ -179,9 +179,8 @@ def _finished(directory: Path, record: Facts, cached: bool) -> Finished:
 
 def write_json(path: Path, value: Facts) -> None:
     """Write JSON so that a reader sees the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n")
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from cartridge_core.catalog import catalog_session, find_cartridge
 from cartridge_core.errors import NotFoundError, TrainingError
 from cartridge_core.initialization.options import CartridgeOptions
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ask import fetch, stored_at
+from cartridge_core.stages.ask import held_copy
 from cartridge_core.stages.ingest import IngestedCorpus
-from cartridge_core.stages.local_copies import LocalCopies
 from cartridge_core.stages.model import identity_of, model_key
 from cartridge_core.training.config import TrainingConfig
 
@@ -81,9 +80,8 @@ def _folder(settings: Settings, corpus: IngestedCorpus, reference: str, trained:
             f"There is no Cartridge {reference!r} to start from: no folder, no trained one, none of '{corpus.name}'.",
             "Give an artifact's folder, six or more characters of a digest, or an alias or version of the corpus.",
         ) from error
-    fetch(settings, entry)
     # Not released as long as this process lives: the training reads it again.
-    return LocalCopies(settings).fetch(entry.digest, stored_at(entry)).folder
+    return held_copy(settings, entry).folder
 
 
 def _check_tenant(settings: Settings, cartridge: Cartridge) -> None:

@@ -31,6 +31,7 @@ from cartridge_core.training.curve import HeldOutPoint, LossCurve, TrainPoint
 from cartridge_core.training.held_out import HeldOut, HeldOutScore
 from cartridge_core.training.micro_batch import MicroBatch
 from cartridge_core.training.objective import OBJECTIVES, Material
+from cartridge_core.training.random_state import own_random_numbers
 from cartridge_core.training.ranks import ALONE
 from cartridge_core.training.result import CURVE_DATA, CURVE_PICTURE
 from cartridge_core.training.schedule import learning_rate
@@ -116,8 +117,7 @@ def train_adapter(
     material = OBJECTIVES[config.objective](base, corpus, dataset, config)
     stored = peft_config(base, rank, alpha, adapter.target_modules)
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
-        # The process's own random state neither plays a part nor is changed.
+    with own_random_numbers(base.device):
         torch.manual_seed(config.seed)
         with injected(base, rank, alpha, adapter.target_modules) as matrices:
             return _Run(base, material, config, stored, matrices, folder).to_the_end(progress)

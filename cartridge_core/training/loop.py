@@ -21,6 +21,7 @@ from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.initial import initial_prefix
 from cartridge_core.training.layer_modes import compiled_layers
 from cartridge_core.training.objective import OBJECTIVES
+from cartridge_core.training.random_state import own_random_numbers
 from cartridge_core.training.ranks import ALONE, Ranks
 from cartridge_core.training.result import CARTRIDGE, CURVE_DATA, CURVE_PICTURE, RESULT, TrainingResult, finished_result
 from cartridge_core.training.run import Run
@@ -69,7 +70,7 @@ def train(
     template = template_digest(base.tokenizer)
     check_inputs(base.identity, base.max_positions, template, corpus, dataset, config, ranks.count)
     identity = RunIdentity.of(tenant, corpus, dataset, base.identity, template, config)
-    with _owned(folder, ranks), _own_random_numbers(base.device):
+    with _owned(folder, ranks), own_random_numbers(base.device):
         best = BestCartridge(folder, writes=ranks.first)
         checkpoints = Checkpoints(folder, config.keep_checkpoints)
         if ranks.first:
@@ -102,13 +103,6 @@ def _owned(folder: Path, ranks: Ranks) -> Iterator[None]:
         yield
         return
     with owned_folder(folder):
-        yield
-
-
-@contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    """The process's own random state neither plays a part nor is changed."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 

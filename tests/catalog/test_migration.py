@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import cartridge_core
 from cartridge_core.catalog import Catalog, catalog_session, models, record_corpus
 from cartridge_core.catalog.base import Base
-from cartridge_core.catalog.migration import alembic_config, downgrade, head_revision, migrations_folder, upgrade
+from cartridge_core.catalog.migration import alembic_config, head_revision, migrations_folder, upgrade
 from cartridge_core.catalog.session import open_engine
 from cartridge_core.cli.main import app
 from cartridge_core.errors import CatalogError
@@ -48,7 +48,8 @@ def test_up_down_up_gives_the_models_schema(empty_url: str) -> None:
     upgrade(engine)
     assert differences(engine) == []
     assert tables(engine) == set(Base.metadata.tables)
-    downgrade(engine)
+    with engine.execution_options(sqlite_begin="EXCLUSIVE").begin() as connection:
+        command.downgrade(alembic_config(connection), "base")
     assert tables(engine) == set()
     assert functions(engine) == 0
     upgrade(engine)

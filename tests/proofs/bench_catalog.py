@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from cartridge_core.digest import sha256_text
 from cartridge_core.manifest import BaseModelIdentity, CartridgeManifest, LayerSpec
 from cartridge_core.proof import write_proof
 from cartridge_core.settings import Settings
-from tests.proofs.chaos_services import short_folder, start_postgres
+from tests.postgres import short_folder, start_postgres
 
 TENANT, PAGE = "default", 50
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,18 +45,6 @@ ASKED = {
     "versions": {"at_least": 100_000},
     "sequential_scans": {"at_most": 0},
 }
-
-
-@contextmanager
-def server(folder: str) -> Iterator[str]:
-    """URL of a PostgreSQL that lives as long as the block."""
-    running = start_postgres(folder)
-    running.psql("alter system set fsync = off;")
-    running.psql("select pg_reload_conf();")
-    try:
-        yield f"postgresql://postgres:@/postgres?host={running.get_uri().split('host=')[1]}"
-    finally:
-        running.cleanup()
 
 
 def manifest() -> dict[str, Any]:
@@ -203,7 +191,11 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=1000)
     given = parser.parse_args()
     started, chance = time.time(), random.Random(0)
-    with short_folder() as folder, server(folder) as url:
+    with ExitStack() as stack:
+        folder = stack.enter_context(short_folder())
+        server = start_postgres(folder, durable=False)
+        stack.callback(server.cleanup)
+        url = f"postgresql://postgres:@/postgres?host={server.get_uri().split('host=')[1]}"
         engine = open_engine(url)
         upgrade(engine, "0001")
         filling = time.time()

@@ -8,7 +8,6 @@ no speed depends on them.
 """
 
 import argparse
-import math
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from cartridge_core.proof import FOLDER, Bound, write_proof
 from cartridge_core.settings import Settings
 from tests.proofs.cold_load import cold_load_figures
 from tests.proofs.cold_stall import stall_figures
-from tests.proofs.http_load import Load, Outcome, median, run_load
+from tests.proofs.http_load import Load, answers_per_second, median_first, run_load
 from tests.proofs.llama_shapes import LLAMA_100M
 from tests.proofs.serving_arms import (
     BLOCK,
@@ -80,13 +79,7 @@ class Turn:
 def turn(url: str, bodies: list[dict[str, object]], callers: int, seconds: float, cached: tuple[int, int]) -> Turn:
     """Ask, and judge."""
     outcomes = run_load(Load(target(url, bodies), seconds, callers=callers, timeout_s=900))
-    # Of random weights some answers have no character that could be shown.
-    firsts = [one.first for one in outcomes if not math.isnan(one.first)]
-    return Turn(_rate(outcomes), median(firsts), wrong(outcomes, cached))
-
-
-def _rate(outcomes: list[Outcome]) -> float:
-    return len(outcomes) / max(one.at + one.seconds for one in outcomes)
+    return Turn(answers_per_second(outcomes), median_first(outcomes), wrong(outcomes, cached))
 
 
 def one_corpus(url: str, corpora: Corpora, plan: Plan, say: Callable[[str], None]) -> dict[str, float]:
@@ -145,7 +138,7 @@ def many_corpora(url: str, corpora: Corpora, plan: Plan, say: Callable[[str], No
             load = Load(target(url, bodies), plan.seconds, callers=callers, timeout_s=900)
             outcomes = run_load(load)
             bad += wrong(outcomes, cached)
-            rates[name].append(_rate(outcomes))
+            rates[name].append(answers_per_second(outcomes))
     ratios = [ours / theirs for ours, theirs in zip(rates["cartridge"], rates["icl"], strict=True)]
     return _spread("throughput_over_many_corpora_icl", ratios) | {
         "many_corpora_icl_answers_per_s": statistics.median(rates["icl"]),

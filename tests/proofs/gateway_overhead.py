@@ -12,7 +12,6 @@ rounds' ratios of answers a second. An answer of another length than asked for, 
 """
 
 import argparse
-import math
 import statistics
 import sys
 import time
@@ -29,7 +28,16 @@ from cartridge_core.proof import FOLDER, Bound, write_proof
 from cartridge_core.rendering import bare_prefix_token_ids, render_turns
 from cartridge_core.serving.prompt import ServedModel, read_served_model
 from cartridge_core.settings import Settings
-from tests.proofs.http_load import Load, Outcome, Target, command_line, median, run_load
+from tests.proofs.http_load import (
+    Load,
+    Outcome,
+    Target,
+    answers_per_second,
+    command_line,
+    median,
+    median_first,
+    run_load,
+)
 from tests.proofs.vllm_gateway import vllm_and_gateway
 
 ASKED: dict[str, dict[str, float] | Bound] = {
@@ -87,7 +95,7 @@ def overhead(sides: Sides, plan: Plan, say: Callable[[str], None] = lambda text:
         for target in _turns(both, number):
             outcomes = run_load(Load(target, plan.round_s, callers=plan.callers))
             lost += _lost(outcomes, sides.tokens)
-            rates.append(_rate(outcomes))
+            rates.append(answers_per_second(outcomes))
         peaks.append(_in_order(rates, number))
     rate = statistics.median(engine for engine, _ in peaks) / 2
     times: list[tuple[float, float]] = []
@@ -100,7 +108,7 @@ def overhead(sides: Sides, plan: Plan, say: Callable[[str], None] = lambda text:
         lost += sum(_lost(outcomes, sides.tokens) for outcomes in rounds)
         engine_s, gateway_s = (median([o.seconds for o in outcomes]) for outcomes in rounds)
         times.append((engine_s, gateway_s))
-        engine_first, gateway_first = (_first(outcomes) for outcomes in rounds)
+        engine_first, gateway_first = (median_first(outcomes) for outcomes in rounds)
         firsts.append((engine_first, gateway_first))
     added = [1000 * (gateway - engine) for engine, gateway in times]
     shares = [gateway / engine for engine, gateway in peaks]
@@ -129,16 +137,6 @@ def _turns(both: tuple[Target, Target], number: int) -> tuple[Target, ...]:
 def _in_order(values: list[float], number: int) -> tuple[float, float]:
     first, second = values
     return (first, second) if number % 2 == 0 else (second, first)
-
-
-def _rate(outcomes: list[Outcome]) -> float:
-    # To the end of the last answer: callers who began together go on in waves, and a round's end would cut one.
-    return len(outcomes) / max(outcome.at + outcome.seconds for outcome in outcomes)
-
-
-def _first(outcomes: list[Outcome]) -> float:
-    # Of random weights some answers have no character that could be shown.
-    return median([outcome.first for outcome in outcomes if not math.isnan(outcome.first)])
 
 
 def _lost(outcomes: list[Outcome], tokens: int) -> int:

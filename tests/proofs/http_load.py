@@ -7,6 +7,7 @@ loop: requests at fixed times whatever happens (what a caller waits at a given r
 import asyncio
 import itertools
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -101,6 +102,16 @@ def percentile(values: Sequence[float], share: float) -> float:
 def median(values: Sequence[float]) -> float:
     """The median; NaN where there are none."""
     return statistics.median(values) if values else float("nan")
+
+
+def answers_per_second(outcomes: Sequence[Outcome]) -> float:
+    """To the end of the last answer: callers who began together go on in waves, and a round's end would cut one."""
+    return len(outcomes) / max(outcome.at + outcome.seconds for outcome in outcomes)
+
+
+def median_first(outcomes: Sequence[Outcome]) -> float:
+    """Seconds to the first word; of random weights some answers have no character that could be shown."""
+    return median([outcome.first for outcome in outcomes if not math.isnan(outcome.first)])
 
 
 async def sent(load: Load) -> list[Outcome]:

@@ -9,13 +9,13 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.compose_file import ROOT, Service, example_variables, secret_names, services
+from tests.ports import free_port
 from tests.proofs.native_process import NativeProcess, StackError, run_job
 
 PORTS = {
@@ -249,12 +249,6 @@ class NativeStack:
         if text == str(WORKER_PORT):
             return str(self._own_ports[service.name])
         return "127.0.0.1" if text == "0.0.0.0" else text
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def version_of(*command: str) -> str:

@@ -129,7 +129,7 @@ def main() -> int:
     asked = {"chain_overhead_seconds": {"at_most": ASKED_SECONDS}}
     command = f"python -m tests.proofs.orchestration_overhead --repeats {told.repeats}"
     extra: dict[str, Any] = {"seconds": medians}
-    return 0 if write_proof("orchestration-overhead", command, figures, asked, started, extra=extra).ok else 1
+    return 0 if write_proof("bench-orchestration", command, figures, asked, started, extra=extra).ok else 1
 
 
 if __name__ == "__main__":

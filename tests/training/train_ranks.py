@@ -5,7 +5,6 @@ RUNS_JSON names a file with a list of runs: model, corpus, dataset, config and f
 
 import json
 import os
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loop import train
 from cartridge_core.training.process_group import process_group
 from cartridge_core.training.sharding import shard
+from tests.ports import free_port
 
 COUNT = 2
 
@@ -41,9 +41,7 @@ def train_as(rank: int, port: int, runs: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.start_processes(train_as, (port, Path(sys.argv[1])), nprocs=COUNT, start_method="fork")
 
 
