@@ -1,22 +1,19 @@
 """A real vLLM server on the CPU, started by the command that production uses."""
 
 import os
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from cartridge_core.settings import Settings
+from tests.native_process import NativeProcess, answers
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-VENV = Path(os.environ.get("VENV_VLLM", ".venv-vllm"))
-COMMAND = (VENV if VENV.is_absolute() else ROOT / VENV) / "bin" / "cartridge"
+ENVIRONMENT = ROOT / os.environ.get("VENV_VLLM", ".venv-vllm")
+"""Of vLLM; a path that is absolute stays as it is."""
+COMMAND = ENVIRONMENT / "bin" / "cartridge"
 START_S = 400.0
 """Three processes import torch and vLLM, one after the other; much longer than they need alone."""
 
@@ -31,50 +28,18 @@ class VllmServer:
 
     url: str
     settings: Settings
-    log: Path
-    command: tuple[str, ...]
-    variables: dict[str, str]
-    process: "subprocess.Popen[bytes] | None" = None
+    process: NativeProcess
 
     def start(self) -> None:
         """Start it, on the port that it had before, and wait until it answers."""
-        with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                self.command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self.variables,
-                cwd=self.log.parent,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + START_S
-        while not _healthy(self.url):
-            said = self.process.poll() is None and time.monotonic() < deadline
-            assert said, self.log.read_text(errors="replace")[-4000:]
-            time.sleep(0.3)
+        self.process.start()
+        self.process.wait_healthy(START_S)
 
     def revive(self) -> None:
         """Start it again if it was killed."""
-        if not _healthy(self.url):
-            self.kill()
+        if not self.process.is_healthy():
+            self.process.kill()
             self.start()
-
-    def kill(self) -> None:
-        """SIGKILL to it and all its processes."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-
-    def stop(self) -> None:
-        """Let it end; whatever does not is killed."""
-        if self.process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(15)
-        self.kill()
 
 
 @contextmanager
@@ -90,7 +55,6 @@ def vllm_server(settings: Settings, folder: Path, *options: str, kv_gib: int = 1
     assert settings.attachment_key is not None
     assert COMMAND.exists(), f"{COMMAND} is missing: run `make vllm-setup`."
     port = free_port()
-    log = folder / "vllm.log"
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("CARTRIDGE_")},
         "CARTRIDGE_HOME": str(folder / "engine"),
@@ -102,17 +66,12 @@ def vllm_server(settings: Settings, folder: Path, *options: str, kv_gib: int = 1
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": "1",
     }
+    url = f"http://127.0.0.1:{port}"
     command = (str(COMMAND), "engine", "--port", str(port), "--", *CPU_OPTIONS, *options)
-    server = VllmServer(f"http://127.0.0.1:{port}", settings, log, command, variables)
+    process = NativeProcess("vllm", command, variables, folder, folder / "vllm.log", answers(f"{url}/health"))
+    server = VllmServer(url, settings, process)
     try:
         server.start()
         yield server
     finally:
-        server.stop()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
+        process.stop()

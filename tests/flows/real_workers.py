@@ -4,7 +4,6 @@ Its name keeps it out of `make test`, which has a bound on its time: `make worke
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,11 +20,12 @@ from prefect.states import Cancelling
 
 from flows.gpu_slot import LIMIT
 from tests.flows.test_deployments import ROOT, prefect
+from tests.native_process import NativeProcess
 from tests.talkative import Workplace
 
 
 @contextmanager
-def worker(server: str, pool: str, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(server: str, pool: str, folder: Path) -> Iterator[NativeProcess]:
     """A worker process of a pool, made if there is none."""
     prefect(server, "work-pool", "create", pool, "--type", "process", "--overwrite")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
@@ -36,21 +36,12 @@ def worker(server: str, pool: str, folder: Path) -> Iterator["subprocess.Popen[b
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     command = [str(Path(sys.executable).with_name("prefect")), "worker", "start", "--pool", pool]
-    with (folder / f"{pool}.log").open("wb") as log:
-        # A shell's background job would ignore SIGINT, which is what Prefect makes of SIGTERM.
-        started = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            yield started
-        finally:
-            started.terminate()
-            started.wait(60)
+    process = NativeProcess(f"worker-{pool}", command, environment, ROOT, folder / f"{pool}.log")
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop(60)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.native_process import NativeProcess, answers
 from tests.ports import free_port
 from tests.postgres import short_folder, start_postgres
-from tests.proofs.native_process import NativeProcess, answers
 from tests.s3 import s3_variables
 from tests.s3_proxy import Faults, s3_proxy
 

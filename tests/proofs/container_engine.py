@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.proofs.native_process import StackError
+from tests.native_process import StackError
 
 TOOLS = {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap"}
 """Program to Debian package."""

@@ -21,9 +21,9 @@ from rich.console import Console
 
 from cartridge_core.proof import FOLDER, Bound, write_proof
 from tests.compose_file import ROOT
+from tests.native_process import StackError
 from tests.proofs.built_image import BuiltImage
 from tests.proofs.container_engine import ContainerEngine
-from tests.proofs.native_process import StackError
 from tests.proofs.native_stack import version_of
 from tests.proofs.service_containers import STOP_S, ServiceContainers
 from tests.proofs.stand_in_base import base_name, make_base, make_vllm_base

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.compose_file import ROOT, Service, example_variables, secret_names, services
+from tests.native_process import NativeProcess, StackError, run_job
 from tests.ports import free_port
-from tests.proofs.native_process import NativeProcess, StackError, run_job
+from tests.vllm_server import ENVIRONMENT
 
 PORTS = {
     "postgres": 5432,
@@ -28,7 +29,6 @@ PORTS = {
     "prometheus": 9090,
 }
 """Port of each host name in its container."""
-VLLM_ENVIRONMENT = ROOT / os.environ.get("VENV_VLLM", ".venv-vllm")
 """Where `make vllm-setup` puts vLLM's own environment."""
 WORKER_PORT = 8080
 """Where every worker answers its health check, in its own container."""
@@ -98,12 +98,12 @@ class NativeStack:
 
     def start_vllm(self, seconds: float = 600) -> float:
         """vLLM in its own environment, with what it needs to run on a CPU."""
-        if not (VLLM_ENVIRONMENT / "bin" / "cartridge").exists():
-            raise StackError(f"{VLLM_ENVIRONMENT} is not there: make vllm-setup")
+        if not (ENVIRONMENT / "bin" / "cartridge").exists():
+            raise StackError(f"{ENVIRONMENT} is not there: make vllm-setup")
         service = self.services["vllm"]
         environment = self.environment("vllm")
         environment |= {
-            "PATH": f"{VLLM_ENVIRONMENT}/bin{os.pathsep}{environment['PATH']}",
+            "PATH": f"{ENVIRONMENT}/bin{os.pathsep}{environment['PATH']}",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
         }

@@ -22,8 +22,8 @@ from cartridge_core.reference.samples import Sample
 from cartridge_core.reference.world import Scale
 from tests.browser.chromium import NoChromiumError, chromium
 from tests.compose_file import ROOT
+from tests.native_process import StackError
 from tests.proofs.camera import Camera, PictureError
-from tests.proofs.native_process import StackError
 from tests.proofs.native_stack import NativeStack
 from tests.proofs.stack_run import run_deployment, start_all, write_documents
 

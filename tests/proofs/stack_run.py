@@ -9,7 +9,7 @@ import httpx
 from rich.console import Console
 
 from cartridge_core.reference.samples import Sample, write_sample
-from tests.proofs.native_process import StackError
+from tests.native_process import StackError
 from tests.proofs.native_stack import NativeStack
 
 STUDY = """num_conversations = 384

@@ -32,7 +32,7 @@ from cartridge_core.reference.samples import Sample
 from cartridge_core.reference.world import Scale
 from cartridge_core.settings import Settings
 from tests.compose_file import secret_names
-from tests.proofs.native_process import StackError
+from tests.native_process import StackError
 from tests.proofs.native_stack import NativeStack, version_of
 from tests.proofs.panels import EMPTY, EXPECTED, Seen, ask_panels, holds_within, panel_figures
 from tests.proofs.stack_backup import back_up, lose_everything, restore

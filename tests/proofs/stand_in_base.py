@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.compose_file import ROOT
+from tests.native_process import StackError
 from tests.proofs.container_engine import ContainerEngine
-from tests.proofs.native_process import StackError
 
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = ("ca-certificates", "python3", "python3-pip", "python3-venv")

@@ -231,7 +231,7 @@ def test_a_copy_damaged_after_it_was_verified_fails_alone(client: Client) -> Non
     loaded = client.http.post("/cartridges/load", json={"attachment": client.attachment("later").signed(client.key)})
     digest = client.shelf.cartridges["later"].digest
     assert digest in {one["digest"] for one in loaded.json()["cartridges"]}
-    copy = client.vllm.log.parent / "engine" / "cache" / digest / "cartridge.safetensors"
+    copy = client.vllm.process.folder / "engine" / "cache" / digest / "cartridge.safetensors"
     copy.write_bytes(copy.read_bytes()[:-1] + b"\x55")
     assert client.ask(Asked(("later",))).status_code == 500
     client.all([Asked(("a",)), Asked(("b",))])

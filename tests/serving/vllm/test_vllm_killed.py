@@ -16,7 +16,6 @@ from tests.vllm_server import VllmServer
 
 def core_of(vllm: VllmServer) -> psutil.Process:
     """The process that computes."""
-    assert vllm.process is not None
     children = psutil.Process(vllm.process.pid).children(recursive=True)
     return max(children, key=lambda child: child.memory_info().rss)
 
@@ -55,7 +54,7 @@ def test_killed_in_the_middle_of_a_stream_and_back_again(shop: Shop, vllm: VllmS
         assert text_of(server.answer(key=key)) == right
         Operator(server, key).post("cartridges/pin", model="law")
         assert kept(vllm) == {law}
-        broken(server, vllm.kill, key)
+        broken(server, vllm.process.kill, key)
         vllm.start()
         assert eventually(lambda: server.client.get("/readyz").status_code == 200)
         assert text_of(server.answer(key=key)) == written(streamed(server, model="clinic", key=key)) == right

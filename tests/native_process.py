@@ -48,6 +48,12 @@ class NativeProcess:
                 preexec_fn=_hear_sigint,
             )
 
+    @property
+    def pid(self) -> int:
+        """Number of the running process."""
+        assert self._process is not None, f"{self.name} does not run"
+        return self._process.pid
+
     def wait_healthy(self, seconds: float) -> float:
         """Wait until its health check passes; returns how long that took.
 
@@ -62,7 +68,7 @@ class NativeProcess:
                 return time.monotonic() - started
             if time.monotonic() - started > seconds:
                 raise StackError(f"{self.name} is not healthy after {seconds:.0f} s.\n{self.tail()}")
-            time.sleep(0.5)
+            time.sleep(0.3)
 
     def is_healthy(self) -> bool:
         """Whether its health check passes now."""
@@ -94,6 +100,8 @@ class NativeProcess:
             for member in (parent, *parent.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what its dead children left behind
         process.wait()
 
     def tail(self, lines: int = 30) -> str:
