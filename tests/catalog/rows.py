@@ -5,8 +5,8 @@ from sqlalchemy.orm import Session
 from cartridge_core.catalog import Whereabouts, record_base_model, record_cartridge, record_corpus, record_dataset
 from cartridge_core.catalog.models import CartridgeRow
 from cartridge_core.manifest import BaseModelIdentity, CartridgeManifest, LayerSpec
+from tests.samples import REFERENCE
 
-REFERENCE = BaseModelIdentity(id="reference", revision="r1", config_digest="c" * 64, tokenizer_digest="d" * 64)
 WHEREABOUTS = Whereabouts(
     model_name="default.clinic.reference",
     version=1,

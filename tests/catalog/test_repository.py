@@ -28,7 +28,8 @@ from cartridge_core.catalog import (
 from cartridge_core.catalog.statuses import statuses_of
 from cartridge_core.errors import CatalogError, NotFoundError, SettingsError
 from cartridge_core.settings import Settings
-from tests.catalog.rows import REFERENCE, WHEREABOUTS, add_cartridge, manifest
+from tests.catalog.rows import WHEREABOUTS, add_cartridge, manifest
+from tests.samples import REFERENCE
 
 
 def test_the_same_content_is_the_same_version(settings: Settings) -> None:

@@ -6,28 +6,16 @@ from pathlib import Path
 
 import pytest
 from peft import PeftModel
-from typer.testing import CliRunner, Result
 
-from cartridge_core.cli.main import app
 from cartridge_core.inference.generate import GenerationConfig, generate
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import load_base_model
 from cartridge_core.rendering import bare_prefix_token_ids, render_turns
 from cartridge_core.report import EvaluationReport
+from tests.cli.test_commands import refusal, run
 from tests.talkative import Workplace
 
 TRAINING = "num_tokens = 24\nwarmup_steps = 1\nbatch_size = 4\neval_every = 2\nsteps = 4\n"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refusal(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 1
-    assert isinstance(result.exception, SystemExit), result.exception
-    return " ".join(result.stderr.split())
 
 
 @pytest.fixture

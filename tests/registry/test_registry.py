@@ -31,7 +31,7 @@ from tests.ports import free_port
 from tests.samples import CORPUS, embedded, grade, save_cartridge
 
 NAME = "default.clinic.reference"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_mlflow_is_used_without_a_trace(
 
 def test_the_first_use_is_quiet_and_stays_in_its_folder(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.test_registry import content_of;"
+        "from pathlib import Path; from tests.registry.test_registry import content_of;"
         "from cartridge_core.registry import register_version; from cartridge_core.settings import Settings;"
         f"register_version(Settings(home={str(tmp_path / 'home')!r}), content_of(Path({str(tmp_path / 'c')!r})))"
     )
