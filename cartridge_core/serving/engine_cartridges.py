@@ -1,6 +1,6 @@
 """Cartridges in a vLLM worker's host memory: read from this machine's copy, verified, cut to the worker's heads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ from cartridge_core.cartridge import Cartridge
 from cartridge_core.compose import compose
 from cartridge_core.errors import ArtifactError
 from cartridge_core.manifest import CartridgeManifest, read_manifest
+from cartridge_core.serving.host_memory import HostMemory
 from cartridge_core.serving.kv_blocks import local_heads
 from cartridge_core.serving.residency import Front
 from cartridge_core.settings import Settings
 from cartridge_core.stages.local_copies import HeldCopy, LocalCopies
-from cartridge_core.stored_tensors import exact_tensors
+from cartridge_core.stored_tensors import described, exact_tensors
 from cartridge_core.tensor_stream import stream_tensors
 
 _LOADS_AT_ONCE = 2
@@ -108,14 +109,20 @@ class EngineCartridges:
         if (seen := sum(manifest.num_tokens for manifest in manifests)) != num_tokens:
             raise ArtifactError(f"{seen} tokens stand in front, {num_tokens} were attached.")
         if len(front) == 1 and manifests[0].quantization is None:
-            return self._shard({name: self._local(t) for name, t in stream_tensors(folders[0], manifests[0])})
+            shapes = {name: shape for name, (shape, _) in described(manifests[0]).items()}
+            return self._cut(shapes, stream_tensors(folders[0], manifests[0]))
         prefix = compose([Cartridge.load(folder) for folder in folders])
-        return self._shard({name: self._local(t) for name, t in exact_tensors(prefix.keys, prefix.values).items()})
+        sides = exact_tensors(prefix.keys, prefix.values)
+        return self._cut({name: tuple(side.shape) for name, side in sides.items()}, iter(sides.items()))
 
-    def _local(self, side: Tensor) -> Tensor:
-        """This worker's heads of a layer's keys or values, `[num_tokens, local heads, head_dim]`."""
-        heads = side[local_heads(side.shape[0], self._rank, self._ranks)].transpose(0, 1)
-        return torch.empty(heads.shape, dtype=self._dtype, pin_memory=self._pinned).copy_(heads)
+    def _cut(self, shapes: Mapping[str, tuple[int, ...]], sides: Iterator[tuple[str, Tensor]]) -> Shard:
+        """This worker's heads of each layer's keys and values, copied to memory that stays."""
+        mine = {name: local_heads(shape[0], self._rank, self._ranks) for name, shape in shapes.items()}
+        cut = {name: (tokens, len(range(*mine[name].indices(h))), dim) for name, (h, tokens, dim) in shapes.items()}
+        memory = HostMemory(cut.values(), self._dtype, self._pinned)
+        return self._shard(
+            {name: memory.take(cut[name]).copy_(side[mine[name]].transpose(0, 1)) for name, side in sides}
+        )
 
     def _shard(self, sides: Mapping[str, Tensor]) -> Shard:
         layers = {}

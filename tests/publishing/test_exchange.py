@@ -6,7 +6,7 @@ import pytest
 
 from cartridge_core.benchmarks import BENCHMARKS, Question
 from cartridge_core.cartridge import Cartridge
-from cartridge_core.catalog import CatalogEntry, Status
+from cartridge_core.catalog import CatalogEntry, Status, catalog_session, manifest_of
 from cartridge_core.errors import ArtifactError, NotFoundError, PublishingError
 from cartridge_core.publishing import (
     Evidence,
@@ -189,7 +189,8 @@ def test_a_quantised_export_is_a_cartridge_of_its_own(
     target = export_cartridge(settings, "clinic", tmp_path / name, quantize=storage)
     other = embedded(tmp_path / "other")
     imported = import_cartridge(other, target, "ward")
-    manifest = imported.manifest
+    with catalog_session(other) as session:
+        manifest = manifest_of(session, imported)
     assert manifest.origin is not None and manifest.origin.digest == entry.digest != imported.digest
     assert manifest.quantization is not None
     assert (imported.kv_bytes, imported.corpus_digest) == (entry.kv_bytes, entry.corpus_digest)
