@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import BindParameter, ScalarSelect, Select, select
+from sqlalchemy import BindParameter, ScalarSelect, Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.models import (
@@ -104,11 +104,7 @@ def entries_of(
     found = session.execute(rows, values).all()
     ids = [row[0].id for row in found]
     aliases: dict[int, list[str]] = defaultdict(list)
-    for cartridge_id, name in session.execute(
-        select(AliasRow.cartridge_id, AliasRow.name)
-        .where(AliasRow.tenant == tenant, AliasRow.cartridge_id.in_(ids))
-        .order_by(AliasRow.name)
-    ).tuples():
+    for cartridge_id, name in session.execute(_ALIASES, {"tenant": tenant, "ids": ids}).tuples():
         aliases[cartridge_id].append(name)
     return [
         CatalogEntry(
@@ -156,6 +152,13 @@ STATUS: ScalarSelect[str | None] = (
     .scalar_subquery()
 )
 """The newest status of a statement's Cartridge; NULL where nothing was said."""
+
+
+_ALIASES = (
+    select(AliasRow.cartridge_id, AliasRow.name)
+    .where(AliasRow.tenant == bindparam("tenant"), AliasRow.cartridge_id.in_(bindparam("ids", expanding=True)))
+    .order_by(AliasRow.name)
+)
 
 
 def _registered(row: RegistrationRow) -> dict[str, Any]:

@@ -35,20 +35,25 @@ class Catalog:
         self._url = settings.catalog_url
         with _explained(self._url):
             self.engine = open_engine(self._url)
-            require_current(self.engine, embedded=self.engine.dialect.name == "sqlite")
+            embedded = self.engine.dialect.name == "sqlite"
+            require_current(self.engine, embedded=embedded)
+        reading = {"sqlite_begin": "DEFERRED"} if embedded else {"isolation_level": "AUTOCOMMIT"}
+        self._reading = self.engine.execution_options(**reading)
+        self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
 
     @contextmanager
     def session(self, *, read_only: bool = False) -> Iterator[CatalogSession]:
         """A transaction: committed when the block ends well, else rolled back. Rows stay readable afterwards.
 
         Args:
-            read_only: Do not take SQLite's writer lock.
+            read_only: Nothing will be written: SQLite's writer lock is not taken, and PostgreSQL is not told where a
+                transaction begins and ends, which costs a question two more answers. What two statements see may differ
+                then as it does within a transaction there, of which each statement sees what was committed before it.
 
         Raises:
             CatalogError: The database refused.
         """
-        begin = "DEFERRED" if read_only else "IMMEDIATE"
-        engine = self.engine.execution_options(sqlite_begin=begin)
+        engine = self._reading if read_only else self._writing
         with _explained(self._url), CatalogSession(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
