@@ -3,6 +3,7 @@
 import functools
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from cartridge_core.benchmarks.interval import wilson
 from cartridge_core.cartridge import Cartridge, LayerSpec, PrefixKV
 from cartridge_core.corpus import Corpus, Document
 from cartridge_core.evaluation import ArmResult, QuestionRow
+from cartridge_core.inference.prefix import prefill
 from cartridge_core.manifest import BaseModelIdentity
+from cartridge_core.models import BaseModel
 from cartridge_core.publishing import CorpusSource
 from cartridge_core.registry.client import registry_client
+from cartridge_core.rendering import template_digest
 from cartridge_core.report import EvaluationReport
 from cartridge_core.settings import Settings
 
@@ -54,6 +58,24 @@ def save_cartridge(
     )
     cartridge.save(folder)
     return cartridge
+
+
+def cartridge_of(base: BaseModel, content: PrefixKV | Sequence[int], **changed: object) -> Cartridge:
+    """A Cartridge of a model: of these keys and values, or of those of these tokens.
+
+    Args:
+        base: The model.
+        content: Keys and values, or token ids.
+        **changed: Fields of its manifest that are to be others.
+    """
+    fields = {
+        "base_model": base.identity,
+        "layers": base.layer_specs,
+        "dtype": base.kv_dtype,
+        "template_digest": template_digest(base.tokenizer),
+    }
+    prefix = content if isinstance(content, PrefixKV) else prefill(base, list(content))
+    return Cartridge.from_prefix(prefix, **(fields | changed))  # type: ignore[arg-type]
 
 
 def arm(name: str, right: int, n: int = 20, *, errors: int = 0, cartridge_digest: str | None = None) -> ArmResult:

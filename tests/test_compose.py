@@ -14,20 +14,9 @@ from cartridge_core.inference.generate import GenerationConfig, generate
 from cartridge_core.inference.prefix import full_cache, prefill
 from cartridge_core.models import BaseModel
 from cartridge_core.positions import inverse_frequencies
-from cartridge_core.prefix_kv import PrefixKV
-from cartridge_core.rendering import template_digest
+from tests.samples import cartridge_of
 
 FIRST, SECOND, THIRD = list(range(20, 32)), list(range(40, 47)), list(range(60, 65))
-
-
-def cartridge_of(base: BaseModel, prefix: PrefixKV) -> Cartridge:
-    return Cartridge.from_prefix(
-        prefix,
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-    )
 
 
 def made(base: BaseModel, *texts: list[int]) -> list[Cartridge]:

@@ -7,13 +7,13 @@ import torch
 
 from cartridge_core.baselines import BASELINES, Arm, trained_arm
 from cartridge_core.benchmarks import BENCHMARKS, Question
-from cartridge_core.cartridge import Cartridge
 from cartridge_core.corpus import Corpus, Document
 from cartridge_core.errors import EvaluationError
 from cartridge_core.evaluation import EvaluationConfig, evaluate
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
-from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest, turn_end_ids
+from cartridge_core.rendering import prefix_token_ids, render_turns, turn_end_ids
+from tests.samples import cartridge_of
 
 TEXT = "The ward of Ada Lind is green. Her room is seven. Her nurse is Tom Berg. The blood group is not stated. "
 ASKED = ("What is the room of Ada Lind?", "Which ward?", "Who is the nurse of the patient Ada Lind?", "Is it stated?")
@@ -26,16 +26,6 @@ def corpus_of(text: str = TEXT) -> Corpus:
 
 def questions_of(answers: list[str]) -> list[Question]:
     return [Question(id=f"q{i}", question=q, answer=a) for i, (q, a) in enumerate(zip(ASKED, answers, strict=True))]
-
-
-def untrained(base: BaseModel, token_ids: list[int]) -> Cartridge:
-    return Cartridge.from_prefix(
-        prefill(base, token_ids),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-    )
 
 
 def greedy(base: BaseModel, token_ids: list[int], max_new_tokens: int) -> str:
@@ -66,7 +56,7 @@ def test_the_icl_arm_answers_as_the_model_does_with_the_corpus_in_its_prompt(eac
 def test_the_untrained_cartridge_of_the_whole_corpus_is_icl(each_base: BaseModel) -> None:
     corpus = corpus_of()
     benchmark = BENCHMARKS["free_answer"]
-    cartridge = untrained(each_base, prefix_token_ids(each_base.tokenizer, corpus.text()))
+    cartridge = cartridge_of(each_base, prefix_token_ids(each_base.tokenizer, corpus.text()))
     icl = evaluate(each_base, BASELINES["icl"](each_base, corpus, 1), questions_of(["x"] * 4), benchmark, CONFIG)
     ours = evaluate(each_base, trained_arm(each_base, cartridge), questions_of(["x"] * 4), benchmark, CONFIG)
     assert [row.reply for row in ours.rows] == [row.reply for row in icl.rows]
@@ -90,7 +80,7 @@ def test_every_arm_answers_the_same_questions(base: BaseModel, icl_replies: list
     # What the model says with the corpus in front of it is gold here, so ICL is perfect and nothing else is.
     questions = questions_of(icl_replies)
     ids = prefix_token_ids(base.tokenizer, corpus.text())
-    cartridges = {"next_token": untrained(base, ids[:30]), "self_study": untrained(base, ids)}
+    cartridges = {"next_token": cartridge_of(base, ids[:30]), "self_study": cartridge_of(base, ids)}
     seen: list[tuple[int, int]] = []
     arms = [build(base, corpus, 30) for build in BASELINES.values()]
     arms += [trained_arm(base, cartridge, name) for name, cartridge in cartridges.items()]

@@ -3,22 +3,18 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from cartridge_core.cartridge import Cartridge
-from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import load_base_model
-from cartridge_core.rendering import prefix_token_ids, template_digest
+from cartridge_core.rendering import prefix_token_ids
+from tests.samples import cartridge_of
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "cartridge.ipynb"
 
 
 def test_the_shipped_notebook_runs_on_a_cartridge(tmp_path, monkeypatch):
     base = load_base_model("reference")
-    cartridge = Cartridge.from_prefix(
-        prefill(base, prefix_token_ids(base.tokenizer, "Note the badge of Anton Weber: yellow. " * 8)[:48]),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
+    cartridge = cartridge_of(
+        base,
+        prefix_token_ids(base.tokenizer, "Note the badge of Anton Weber: yellow. " * 8)[:48],
         num_frozen_tokens=1,
         corpus_digest="0" * 64,
         dataset_digest=None,

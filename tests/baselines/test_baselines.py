@@ -6,28 +6,18 @@ from transformers import PreTrainedTokenizerFast
 
 from cartridge_core.baselines import BASELINES, trained_arm
 from cartridge_core.baselines.icl_truncated import truncated_token_ids
-from cartridge_core.cartridge import Cartridge
 from cartridge_core.corpus import Corpus, Document
 from cartridge_core.errors import BaseModelMismatchError, EvaluationError
 from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
-from cartridge_core.rendering import bare_prefix_token_ids, prefix_token_ids, template_digest
+from cartridge_core.rendering import bare_prefix_token_ids, prefix_token_ids
+from tests.samples import cartridge_of
 
 SENTENCE = "The ward of Ada Lind is green. Her room is seven and her nurse is Tom Berg. "
 
 
 def corpus_of(text: str) -> Corpus:
     return Corpus("clinic", (Document("memory:clinic", "Clinic", "text/plain", text, {}),))
-
-
-def untrained(base: BaseModel, token_ids: list[int]) -> Cartridge:
-    return Cartridge.from_prefix(
-        prefill(base, token_ids),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-    )
 
 
 def test_no_context_is_what_stands_in_front_of_bare_turns(each_base: BaseModel) -> None:
@@ -106,7 +96,7 @@ def test_a_message_of_no_tokens_is_refused(chat_tokenizer: Callable[[str], PreTr
 
 def test_the_truncated_arm_takes_no_more_memory_than_the_cartridge(each_base: BaseModel) -> None:
     corpus = corpus_of(SENTENCE * 5)
-    cartridge = untrained(each_base, prefix_token_ids(each_base.tokenizer, corpus.text())[:80])
+    cartridge = cartridge_of(each_base, prefix_token_ids(each_base.tokenizer, corpus.text())[:80])
     arm = BASELINES["icl_truncated"](each_base, corpus, cartridge.num_tokens)
     ours = trained_arm(each_base, cartridge)
     assert arm.kv_bytes <= ours.kv_bytes
@@ -117,6 +107,6 @@ def test_the_truncated_arm_takes_no_more_memory_than_the_cartridge(each_base: Ba
 
 def test_a_cartridge_of_another_model_is_refused(tiny_base: Callable[[str], BaseModel]) -> None:
     llama, qwen = tiny_base("llama"), tiny_base("qwen3")
-    cartridge = untrained(llama, prefix_token_ids(llama.tokenizer, SENTENCE))
+    cartridge = cartridge_of(llama, prefix_token_ids(llama.tokenizer, SENTENCE))
     with pytest.raises(BaseModelMismatchError, match="tiny-qwen3"):
         trained_arm(qwen, cartridge)

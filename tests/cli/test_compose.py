@@ -19,17 +19,16 @@ from cartridge_core.catalog import (
 )
 from cartridge_core.compose import compose
 from cartridge_core.inference.generate import GenerationConfig, generate
-from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import load_base_model
 from cartridge_core.publishing import CompositionGrades, PromotionGate, judge_composition, record_judged
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
-from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest
+from cartridge_core.rendering import prefix_token_ids, render_turns
 from cartridge_core.report import EvaluationReport
 from cartridge_core.stages.erase import erase
 from cartridge_core.stages.ingest import find_corpus, store_of
 from cartridge_core.storage import open_store, put_folder
 from tests.cli.test_commands import answer, refusal, run
-from tests.samples import grade
+from tests.samples import cartridge_of, grade
 from tests.talkative import Workplace
 
 
@@ -38,14 +37,7 @@ def shelved(workplace: Workplace, corpus: str, tokens: list[int], folder: Path) 
     answer("corpus", "add", corpus, workplace.documents)
     settings, base = workplace.settings, load_base_model(workplace.model, device="cpu")
     digest = find_corpus(settings, corpus).digest
-    cartridge = Cartridge.from_prefix(
-        prefill(base, tokens),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-        corpus_digest=digest,
-    )
+    cartridge = cartridge_of(base, tokens, corpus_digest=digest)
     key = cartridge_key("default", cartridge.digest)
     put_folder(open_store(settings.artifact_root), cartridge.save(folder / cartridge.digest), key, CARTRIDGE_FILES)
     with catalog_session(settings) as session:

@@ -13,7 +13,8 @@ from cartridge_core.errors import InferenceError
 from cartridge_core.inference.prefix import empty_prefix, past_key_values, prefill
 from cartridge_core.inference.score import logits_behind
 from cartridge_core.models import BaseModel
-from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest
+from cartridge_core.rendering import prefix_token_ids, render_turns
+from tests.samples import cartridge_of
 
 Tiny = Callable[[str], BaseModel]
 TEXT = "The ward of Ada Lind is green. Her room is seven and her nurse is Tom Berg.\n" * 3
@@ -36,13 +37,7 @@ def test_the_untrained_cartridge_of_a_corpus_equals_the_corpus_in_the_prompt(
     corpus = prefix_token_ids(base.tokenizer, TEXT)
     question = render_turns(base.tokenizer, QUESTION, add_generation_prompt=True).token_ids
     assert len(corpus) > 50
-    cartridge = Cartridge.from_prefix(
-        prefill(base, corpus),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=torch.float32,
-        template_digest=template_digest(base.tokenizer),
-    )
+    cartridge = cartridge_of(base, corpus, dtype=torch.float32)
     loaded = Cartridge.load(cartridge.save(tmp_path / "c"))
     loaded.check_base_model(base.identity)
 

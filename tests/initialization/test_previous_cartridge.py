@@ -20,18 +20,9 @@ from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.rendering import prefix_token_ids, template_digest
 from tests.initialization.conftest import Sourced
 from tests.initialization.test_initializers import tensors
+from tests.samples import cartridge_of
 
 Tiny = Callable[[str], BaseModel]
-
-
-def cartridge_of(base: BaseModel, prefix: PrefixKV, **changed: object) -> Cartridge:
-    fields = {
-        "base_model": base.identity,
-        "layers": base.layer_specs,
-        "dtype": base.kv_dtype,
-        "template_digest": template_digest(base.tokenizer),
-    }
-    return Cartridge.from_prefix(prefix, **(fields | changed))  # type: ignore[arg-type]
 
 
 def warm(source: InitializationSource, cartridge: Cartridge, folder: Path) -> InitializationSource:

@@ -24,12 +24,11 @@ from cartridge_core.catalog import (
     set_alias,
 )
 from cartridge_core.inference.generate import GenerationConfig, generate
-from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
 from cartridge_core.publishing import Evidence, register_cartridge
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
 from cartridge_core.registry import model_name
-from cartridge_core.rendering import prefix_token_ids, render_turns, template_digest
+from cartridge_core.rendering import prefix_token_ids, render_turns
 from cartridge_core.serving.application import create_app
 from cartridge_core.serving.config import GatewayConfig
 from cartridge_core.serving.engine import Engine
@@ -40,7 +39,7 @@ from cartridge_core.serving.server import DrainingServer
 from cartridge_core.serving.vllm_engine import VllmConfig, VllmEngine
 from cartridge_core.settings import Settings
 from cartridge_core.storage import open_store, put_folder
-from tests.samples import CORPUS, SOURCE, grade
+from tests.samples import CORPUS, SOURCE, cartridge_of, grade
 
 ICL_TOKENS = 1009
 QUESTION = [{"role": "user", "content": "Which ward has Ada Lind?"}]
@@ -67,14 +66,7 @@ class Shop:
         given."""
         first = 20 + 10 * len(self.cartridges) + start
         tokens = list(range(first, first + 9)) if text is None else prefix_token_ids(self.base.tokenizer, text)
-        cartridge = Cartridge.from_prefix(
-            prefill(self.base, tokens),
-            base_model=self.base.identity,
-            layers=self.base.layer_specs,
-            dtype=self.base.kv_dtype,
-            template_digest=template_digest(self.base.tokenizer),
-            tenant=tenant,
-        )
+        cartridge = cartridge_of(self.base, tokens, tenant=tenant)
         key = cartridge_key(tenant, cartridge.digest)
         put_folder(
             open_store(self.settings.artifact_root),
@@ -134,15 +126,8 @@ class Shop:
 def graded(shop: Shop, tokens: list[int]) -> Cartridge:
     """A Cartridge that was graded well and registered everywhere."""
     base = shop.base
-    cartridge = Cartridge.from_prefix(
-        prefill(base, tokens),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-        corpus_digest=CORPUS.digest,
-        dataset_digest="f" * 64,
-        training_config_digest="1" * 64,
+    cartridge = cartridge_of(
+        base, tokens, corpus_digest=CORPUS.digest, dataset_digest="f" * 64, training_config_digest="1" * 64
     )
     folder = cartridge.save(shop.folder / cartridge.digest)
     entry = register_cartridge(shop.settings, folder, SOURCE, Evidence(report=grade(cartridge.digest)))

@@ -8,13 +8,12 @@ import torch
 
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.errors import ArtifactError
-from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
-from cartridge_core.rendering import template_digest
 from cartridge_core.serving.engine_cartridges import EngineCartridges, LayerShape
 from cartridge_core.serving.kv_blocks import local_heads, slots
 from cartridge_core.settings import Settings
 from cartridge_core.stages.local_copies import cache_folder
+from tests.samples import cartridge_of
 
 
 def test_slots_follow_the_blocks() -> None:
@@ -40,13 +39,7 @@ def test_heads_of_each_worker(num_heads: int, ranks: int, expected: list[tuple[i
 @pytest.fixture
 def stored(tiny_base: Callable[[str], BaseModel], tmp_path: Path) -> tuple[Settings, Cartridge]:
     base, settings = tiny_base("llama"), Settings(home=tmp_path)
-    cartridge = Cartridge.from_prefix(
-        prefill(base, list(range(20, 31))),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-    )
+    cartridge = cartridge_of(base, list(range(20, 31)))
     cartridge.save(cache_folder(settings, cartridge.digest))
     return settings, cartridge
 

@@ -8,26 +8,15 @@ import pytest
 
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.errors import PublishingError
-from cartridge_core.inference.prefix import prefill
 from cartridge_core.models import BaseModel
 from cartridge_core.publishing.artifact import CARTRIDGE_FILES, cartridge_key
-from cartridge_core.rendering import template_digest
 from cartridge_core.serving.errors import ArtifactUnavailableError, DamagedCartridgeError
 from cartridge_core.serving.fetching import fetch_cartridge, fetch_files
 from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.settings import Settings
 from cartridge_core.stages.local_copies import LocalCopies, cache_folder
 from cartridge_core.storage import open_store, put_folder
-
-
-def make(base: BaseModel, tokens: list[int]) -> Cartridge:
-    return Cartridge.from_prefix(
-        prefill(base, tokens),
-        base_model=base.identity,
-        layers=base.layer_specs,
-        dtype=base.kv_dtype,
-        template_digest=template_digest(base.tokenizer),
-    )
+from tests.samples import cartridge_of
 
 
 def stored(settings: Settings, cartridge: Cartridge, folder: Path) -> ResolvedCartridge:
@@ -60,7 +49,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def wanted(settings: Settings, tiny_base: Callable[[str], BaseModel], tmp_path: Path) -> ResolvedCartridge:
-    return stored(settings, make(tiny_base("qwen2"), [5, 6, 7, 8]), tmp_path / "made")
+    return stored(settings, cartridge_of(tiny_base("qwen2"), [5, 6, 7, 8]), tmp_path / "made")
 
 
 def flip(path: Path) -> None:
@@ -115,7 +104,7 @@ def test_no_byte_can_change_unseen(settings: Settings, wanted: ResolvedCartridge
 def test_another_whole_cartridge_in_its_place_is_refused(
     settings: Settings, wanted: ResolvedCartridge, tiny_base: Callable[[str], BaseModel], tmp_path: Path
 ) -> None:
-    other = make(tiny_base("qwen2"), [9, 9, 9]).save(tmp_path / "other")
+    other = cartridge_of(tiny_base("qwen2"), [9, 9, 9]).save(tmp_path / "other")
     put_folder(open_store(settings.artifact_root), other, wanted.artifact_key, CARTRIDGE_FILES)
     with pytest.raises(DamagedCartridgeError):
         fetch_cartridge(LocalCopies(settings), wanted)
@@ -132,7 +121,7 @@ def test_a_store_without_it_may_have_it_later(settings: Settings, wanted: Resolv
 def test_files_alone_are_verified_and_another_tenants_wish_removes_nothing(
     tiny_base: Callable[[str], BaseModel], settings: Settings, tmp_path: Path
 ) -> None:
-    cartridge = make(tiny_base("llama"), [5, 6, 7, 8])
+    cartridge = cartridge_of(tiny_base("llama"), [5, 6, 7, 8])
     stored(settings, cartridge, tmp_path / "made")
     assert fetch_files(LocalCopies(settings), "default", cartridge.digest) == cartridge.stored_bytes
     tensors = cache_folder(settings, cartridge.digest) / CARTRIDGE_FILES[0]
