@@ -13,6 +13,7 @@ TEST_WORKERS ?= 2
 SERVE_FLAGS ?=
 QUICKSTART_FLAGS ?=
 BENCH_FLAGS ?=
+FUZZ_EXAMPLES ?= 500
 CHAOS_FLAGS ?=
 PICTURES_FLAGS ?=
 
@@ -86,6 +87,9 @@ vllm-proof: $(STAMP) $(VLLM_STAMP)  ## The connector's equality on more models a
 
 browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROMIUM=/path where it is not found); screenshots
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/browser/page_in_chromium.py
+
+fuzz: $(STAMP)  ## The gateway's OpenAPI document, fuzzed for longer (FUZZ_EXAMPLES=500 requests an operation, drawn anew)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/serving/test_openapi_fuzz.py
 
 reference-model: $(STAMP)  ## Train the shipped reference model from scratch (two CPU cores: about 35 minutes)
 	$(BIN)/python -m cartridge_core.reference.train

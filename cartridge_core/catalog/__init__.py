@@ -8,7 +8,9 @@ from cartridge_core.catalog.audit import Action, AuditEvent, list_events, record
 from cartridge_core.catalog.base_models import record_base_model
 from cartridge_core.catalog.cartridges import (
     find_cartridge,
+    find_version,
     list_cartridges,
+    list_gone,
     list_served,
     manifest_of,
     record_cartridge,
@@ -25,8 +27,9 @@ from cartridge_core.catalog.entry import CatalogEntry
 from cartridge_core.catalog.evaluations import record_evaluation
 from cartridge_core.catalog.pins import list_pins, pinned_digests, record_pin
 from cartridge_core.catalog.registrations import Whereabouts, record_registration
+from cartridge_core.catalog.retirement import retire
 from cartridge_core.catalog.session import Catalog, SchemaUpgrade, catalog_session, upgrade_catalog
-from cartridge_core.catalog.statuses import Status, change_status, retire, status_of
+from cartridge_core.catalog.statuses import Status, change_status, status_of
 from cartridge_core.catalog.tombstones import record_tombstone
 
 __all__ = [
@@ -47,9 +50,11 @@ __all__ = [
     "composition_digest",
     "find_cartridge",
     "find_composition",
+    "find_version",
     "list_cartridges",
     "list_corpora",
     "list_events",
+    "list_gone",
     "list_pins",
     "list_served",
     "manifest_of",

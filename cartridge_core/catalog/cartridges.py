@@ -1,9 +1,10 @@
 """Cartridges."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import false, func, select
+from sqlalchemy import case, false, func, select
 from sqlalchemy.orm import Session
 
 from cartridge_core.catalog.corpora import require_corpus
@@ -23,6 +24,9 @@ from cartridge_core.errors import CatalogError, NotFoundError
 from cartridge_core.manifest import CartridgeManifest
 
 _SHORTEST_DIGEST = 6
+_GONE = (Status.RETIRED, Status.DELETED)
+_ASKED_AT_ONCE = 500
+"""Digests of one statement: databases bound the number of its parameters."""
 
 
 def record_cartridge(
@@ -125,11 +129,36 @@ def find_cartridge(session: Session, tenant: str, corpus: str, reference: str) -
     return found[0]
 
 
+def find_version(session: Session, tenant: str, corpus: str, version: int, model_name: str) -> CatalogEntry:
+    """The Cartridge of a corpus that has a version of a registered model.
+
+    Versions count for each registered model. Where this one has no such version, another's of the same number is
+    given, so that a caller can tell it apart from none at all.
+
+    Args:
+        session: Open session.
+        tenant: Whose corpus.
+        corpus: Name of the corpus.
+        version: Number of the version.
+        model_name: MLflow's registered model.
+
+    Raises:
+        NotFoundError: There is no such corpus or version.
+    """
+    owner = require_corpus(session, tenant, corpus)
+    numbered = entry_rows(tenant).where(CorpusRow.id == owner.id, RegistrationRow.version == version)
+    this_first = case((RegistrationRow.model_name == model_name, 0), else_=1)
+    for entry in entries_of(session, tenant, numbered.order_by(this_first, CartridgeRow.id.desc()).limit(1)):
+        return entry
+    raise NotFoundError(f"Corpus {corpus!r} has no version {version}.", f"`cartridge list {corpus}` shows them.")
+
+
 def list_cartridges(
     session: Session,
     tenant: str,
     corpus: str | None = None,
     *,
+    within: Collection[str] | None = None,
     include_deleted: bool = False,
     limit: int | None = None,
     before: int | None = None,
@@ -140,6 +169,7 @@ def list_cartridges(
         session: Open session.
         tenant: Whose.
         corpus: Name of the corpus; None for all.
+        within: Names of corpora beyond which nothing is listed; None for no such bound.
         include_deleted: Deleted ones too.
         limit: Most entries; None for all.
         before: Only those older than the one of this number (`cartridge_id`): the next page.
@@ -151,6 +181,8 @@ def list_cartridges(
     if corpus is not None:
         owner = require_corpus(session, tenant, corpus)
         statement = statement.where(CorpusRow.id == owner.id)
+    if within is not None:
+        statement = statement.where(CorpusRow.name.in_(within))
     if not include_deleted:
         statement = statement.where(func.coalesce(STATUS, "") != Status.DELETED.value)
     if before is not None:
@@ -163,3 +195,27 @@ def list_served(session: Session, tenant: str, corpora: Sequence[str]) -> list[C
     aliased = select(AliasRow.cartridge_id).where(AliasRow.tenant == tenant)
     statement = entry_rows(tenant).where(CartridgeRow.id.in_(aliased), CorpusRow.name.in_(corpora))
     return entries_of(session, tenant, statement.order_by(CorpusRow.name, CartridgeRow.id))
+
+
+def list_gone(session: Session, digests: Collection[str]) -> list[CatalogEntry]:
+    """Cartridges of these digests that nobody may serve any longer: retired or deleted, in every corpus that has them.
+
+    Of all tenants: a gateway asks it about what it holds. One entry a digest; digests that the catalog does not know
+    are left out.
+    """
+    tenants = list(session.scalars(select(BaseModelRow.tenant).distinct()))  # the index is by tenant and digest
+    asked = sorted(digests)
+    entries = list[CatalogEntry]()
+    for start in range(0, len(asked), _ASKED_AT_ONCE):
+        some = CartridgeRow.tenant.in_(tenants), CartridgeRow.digest.in_(asked[start : start + _ASKED_AT_ONCE])
+        rows = session.execute(select(CartridgeRow.tenant, CartridgeRow.digest, CartridgeRow.id, STATUS).where(*some))
+        gone, kept = defaultdict[str, dict[str, int]](dict), set[tuple[str, str]]()
+        for tenant, digest, number, status in rows.tuples():
+            if status in _GONE:
+                gone[tenant][digest] = number
+            else:
+                kept.add((tenant, digest))
+        for tenant, found in gone.items():
+            numbers = [number for digest, number in found.items() if (tenant, digest) not in kept]
+            entries += entries_of(session, tenant, entry_rows(tenant).where(CartridgeRow.id.in_(numbers)))
+    return entries

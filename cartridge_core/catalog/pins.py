@@ -41,6 +41,11 @@ def record_pin(
     return pinned != there
 
 
+def end_pins(session: Session, cartridge: CartridgeRow) -> None:
+    """Let nobody keep a Cartridge any longer: it was retired or erased, and garbage collection leaves pinned ones."""
+    session.execute(delete(PinRow).where(PinRow.tenant == cartridge.tenant, PinRow.cartridge_id == cartridge.id))
+
+
 def list_pins(session: Session, base_model: BaseModelIdentity) -> list[CatalogEntry]:
     """Pinned Cartridges of a base model that may still be served, the oldest pin first.
 

@@ -61,7 +61,13 @@ def promote(
     min_share_of_icl: Annotated[
         float | None, typer.Option(help="The gate: share of in-context learning's score.")
     ] = None,
+    min_score_without_icl: Annotated[
+        float | None, typer.Option(help="The gate: least score where the corpus does not fit the model's window.")
+    ] = None,
     min_questions: Annotated[int | None, typer.Option(help="The gate: fewest questions to rest on.")] = None,
+    max_error_share: Annotated[
+        float | None, typer.Option(help="The gate: largest share of questions that could not be asked.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; that is written down.")] = False,
     reason: Reason = "",
     as_json: JsonOption = False,
@@ -70,7 +76,13 @@ def promote(
 
     Example: `cartridge promote handbook 3`
     """
-    gate = config_of(PromotionGate, min_share_of_icl=min_share_of_icl, min_questions=min_questions)
+    gate = config_of(
+        PromotionGate,
+        min_share_of_icl=min_share_of_icl,
+        min_score_without_icl=min_score_without_icl,
+        min_questions=min_questions,
+        max_error_share=max_error_share,
+    )
     promotion = promote_cartridge(
         Settings(), corpus, reference, alias=alias, gate=gate, force=force, reason=reason, actor=actor()
     )

@@ -5,7 +5,7 @@ import importlib.util
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from cartridge_core.catalog import CHAMPION, Action, Catalog, CatalogEntry, find_cartridge, list_cartridges
@@ -32,6 +32,9 @@ class _Body(BaseModel):
 
 # What a database cannot keep is refused, not tried.
 Reason = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
+
+_LARGEST_NUMBER = 2**31 - 1
+"""Of a catalog's row."""
 
 
 class Named(_Body):
@@ -99,8 +102,14 @@ class Operations:
         caller.check_operator()
         return caller
 
-    async def cartridges(self, caller: Caller) -> list[dict[str, Any]]:
-        """All registered Cartridges of the caller's corpora, and which are in memory."""
+    async def cartridges(self, caller: Caller, limit: int, before: int | None) -> list[dict[str, Any]]:
+        """Registered Cartridges of the caller's corpora, the newest first, and which are in memory.
+
+        Args:
+            caller: Who asks.
+            limit: Most of them.
+            before: Only those older than the one of this number: the next page.
+        """
         resident = {
             one.cartridge.digest: one
             for one in await self._gateway.engine.residents()
@@ -109,10 +118,11 @@ class Operations:
 
         def listed() -> list[CatalogEntry]:
             with self._gateway.catalogue.open().session(read_only=True) as session:
-                return list_cartridges(session, caller.tenant)
+                return list_cartridges(session, caller.tenant, within=caller.corpora, limit=limit, before=before)
 
         return [
             {
+                "number": entry.cartridge_id,
                 "model": f"{entry.corpus}:{entry.version}",
                 "digest": entry.digest,
                 "base_model": entry.base_model.id,
@@ -126,7 +136,6 @@ class Operations:
                 "in_use": resident[entry.digest].in_use if entry.digest in resident else 0,
             }
             for entry in await asyncio.to_thread(listed)
-            if caller.may_use(entry.corpus)
         ]
 
     async def compositions(self, caller: Caller) -> list[dict[str, Any]]:
@@ -148,7 +157,8 @@ class Operations:
         return said | {"resident": True}
 
     async def pin(self, caller: Caller, body: Pinning) -> dict[str, Any]:
-        """Load a Cartridge and keep it, also when the gateway starts again, or let it go like others.
+        """Load a Cartridge and keep it, also when the gateway starts again, or let it go like others, also one that was
+        retired or erased.
 
         Where the catalog does not take it down, it holds as long as this process, and asking again mends that.
 
@@ -156,7 +166,7 @@ class Operations:
             CompositionPinError: Several are named.
         """
         settings = self._operator_settings(caller)
-        cartridge, said = await self._wanted(caller, body.model)
+        cartridge, said = await self._wanted(caller, body.model, gone=not body.pinned)
         if isinstance(cartridge, Composition):
             raise CompositionPinError(
                 f"{cartridge.name} composes Cartridges and cannot be pinned: a pin stays, and a composition may be "
@@ -170,10 +180,10 @@ class Operations:
         return said | {"pinned": body.pinned}
 
     async def unload(self, caller: Caller, body: Named) -> dict[str, Any]:
-        """Drop a Cartridge from memory, its pin and compositions with it as well, or a composition alone; answers that
-        are being written keep it."""
+        """Drop a Cartridge from memory, its pin and compositions with it as well, or a composition alone, also what was
+        retired or erased; answers that are being written keep it."""
         settings = self._operator_settings(caller)
-        wanted, said = await self._wanted(caller, body.model)
+        wanted, said = await self._wanted(caller, body.model, gone=True)
         await self._gateway.engine.unload(wanted.digest)
         pinned = None if isinstance(wanted, Composition) else False
         await write_down(settings, wanted, Action.UNLOAD, _actor(caller), pinned)
@@ -208,17 +218,17 @@ class Operations:
 
         return self._moved(await asyncio.to_thread(move))
 
-    async def _wanted(self, caller: Caller, name: str) -> tuple[Wanted, dict[str, Any]]:
-        """What an operator named, and what may be said of it."""
+    async def _wanted(self, caller: Caller, name: str, *, gone: bool = False) -> tuple[Wanted, dict[str, Any]]:
+        """What an operator named, and what may be said of it; `gone`: also what may not be served any longer."""
         references = parse_model_name(name, self._gateway.model.identity.id)
         if not references:
             raise UnknownModelError(f"{name!r} is the base model, not a Cartridge.", "Name a corpus.", param="model")
         for reference in references:
             caller.check(reference)
         if len(references) > 1:
-            composition, evaluation = await self._gateway.compositions.find(caller.tenant, references)
+            composition, evaluation = await self._gateway.compositions.find(caller.tenant, references, gone=gone)
             return composition, composition.describe(evaluation)
-        cartridge = await self._gateway.resolver.resolve(caller.tenant, references[0])
+        cartridge = await self._gateway.resolver.resolve(caller.tenant, references[0], gone=gone)
         return cartridge, cartridge.describe()
 
     def _settings(self, caller: Caller, corpus: str) -> Settings:
@@ -251,7 +261,7 @@ class Operations:
         with Catalog(settings) as catalog, catalog.session(read_only=True) as session:
             if body.reference is not None:
                 return resolved_of(find_cartridge(session, settings.tenant, body.corpus, body.reference))
-            newest = list_cartridges(session, settings.tenant, body.corpus)
+            newest = list_cartridges(session, settings.tenant, body.corpus, limit=1)
             return resolved_of(newest[0]) if newest else None
 
     def _moved(self, promotion: Promotion) -> dict[str, Any]:
@@ -284,11 +294,15 @@ def operator_routes(gateway: Gateway) -> APIRouter:
     Operator = Annotated[Caller, Depends(operations.caller)]
 
     @router.get("/cartridges")
-    async def cartridges(caller: Operator) -> dict[str, Any]:
-        """List registered Cartridges, and what the cache did."""
+    async def cartridges(
+        caller: Operator,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[int | None, Query(ge=1, le=_LARGEST_NUMBER)] = None,
+    ) -> dict[str, Any]:
+        """List registered Cartridges, the newest first, and what the cache did; `before` is a `number` of the list."""
         counts = asdict(gateway.engine.cache_counts())
         return {
-            "cartridges": await operations.cartridges(caller),
+            "cartridges": await operations.cartridges(caller, limit, before),
             "compositions": await operations.compositions(caller),
             "cache": counts,
         }

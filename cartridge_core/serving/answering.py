@@ -10,7 +10,7 @@ from cartridge_core.serving.composition import Composition, Compositions
 from cartridge_core.serving.config import Fallback
 from cartridge_core.serving.engine import Engine, GenerationRequest, Piece
 from cartridge_core.serving.errors import BadRequestError, ContextLengthError, ServingError
-from cartridge_core.serving.model_name import CorpusReference, parse_model_name
+from cartridge_core.serving.model_name import CorpusReference, parse_cartridge_names, parse_model_name
 from cartridge_core.serving.openai_types import GenerationFields
 from cartridge_core.serving.prompt import PromptKind, PromptRenderer, ServedModel
 from cartridge_core.serving.resolver import ResolvedCartridge, Resolver
@@ -198,7 +198,7 @@ class Answerer:
                 f"Send the base model, {base!r}, as model beside `cartridges`.",
                 param="cartridges",
             )
-        parts = [parse_model_name(choice.id, "") for choice in body.cartridges]
+        parts = [parse_cartridge_names(choice.id) for choice in body.cartridges]
         return tuple(reference for part in parts for reference in part)
 
     async def _instead(

@@ -14,6 +14,7 @@ from cartridge_core.serving.admin import operator_routes
 from cartridge_core.serving.caller import Caller
 from cartridge_core.serving.error_replies import add_error_handlers
 from cartridge_core.serving.gateway import Gateway
+from cartridge_core.serving.gone import erase_gone
 from cartridge_core.serving.openai_types import ChatRequest, CompletionRequest
 from cartridge_core.serving.pins import restore_pins
 from cartridge_core.serving.request_log import RequestLog
@@ -30,12 +31,16 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.engine.start()
         # Beside the first requests: neither a database that is down nor a long load keeps them waiting.
-        pinning = asyncio.create_task(restore_pins(gateway.catalogue, gateway.model.identity, gateway.engine))
+        beside = [
+            asyncio.create_task(restore_pins(gateway.catalogue, gateway.model.identity, gateway.engine)),
+            asyncio.create_task(erase_gone(gateway.catalogue, gateway.engine)),
+        ]
         try:
             yield
         finally:
-            pinning.cancel()
-            await asyncio.gather(pinning, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await gateway.close()
 
     app = FastAPI(

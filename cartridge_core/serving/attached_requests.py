@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-from cartridge_core.serving.attachment import PARAMETER, Attachment, AttachmentError
+from cartridge_core.serving.attachment import IN_FRONT, PARAMETER, Attachment, AttachmentError
 from cartridge_core.serving.residency import Front, Residency
 
 
@@ -66,11 +66,12 @@ class AttachedRequests:
             return
         try:
             attachment = Attachment.verified(signed, self._key)
-            if request.num_prompt_tokens <= attachment.num_tokens:
+            stands = attachment.residency in IN_FRONT
+            if stands and request.num_prompt_tokens <= attachment.num_tokens:
                 raise AttachmentError(
                     f"A prompt of {request.num_prompt_tokens} tokens with a Cartridge of {attachment.num_tokens}."
                 )
-            if request.skip_reading_prefix_cache:
+            if stands and request.skip_reading_prefix_cache:
                 # vLLM would run the placeholders as text and keep that under the Cartridge's salt.
                 raise AttachmentError("Log-probs of a prompt with a Cartridge do not exist.")
         except AttachmentError as error:
@@ -79,10 +80,14 @@ class AttachedRequests:
             request.skip_reading_prefix_cache = False
             salt = secrets.token_hex(32)
         else:
-            self._attached[request.request_id] = attachment
-            salt = attachment.salt(self._key)
-            if attachment.residency in ("pin", "unpin"):
-                self._residency.pin(_front(attachment), attachment.residency == "pin")
+            if stands:
+                self._attached[request.request_id] = attachment
+                if attachment.residency == "pin":
+                    self._residency.pin(_front(attachment), True)
+            else:
+                self._let_go(attachment)
+            # What a request computes that only lets go is text, not the Cartridge's.
+            salt = attachment.salt(self._key) if stands else secrets.token_hex(32)
         # Not the client's: placeholders are the same for all Cartridges, the salt alone tells their blocks apart.
         request.cache_salt = salt
         request.block_hashes.clear()
@@ -142,9 +147,16 @@ class AttachedRequests:
 
     def forget(self, request_id: str) -> None:
         """A request has ended."""
-        attachment = self._attached.pop(request_id, None)
-        if attachment is not None and attachment.residency == "drop" and self._residency.drop(_front(attachment)):
-            self._orders.drop.append(_front(attachment))
+        self._attached.pop(request_id, None)
+
+    def _let_go(self, attachment: Attachment) -> None:
+        if attachment.residency == "unpin":
+            self._residency.pin(_front(attachment), False)
+            return
+        fronts = [_front(attachment)]
+        if attachment.residency == "erase":
+            fronts = [front for one in attachment.cartridges for front in self._residency.fronts_with(one.digest)]
+        self._orders.drop += [front for front in fronts if self._residency.drop(front)]
 
     def _bytes(self, attachment: Attachment) -> int:
         return attachment.num_tokens * self._bytes_per_token

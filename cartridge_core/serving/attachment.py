@@ -25,8 +25,12 @@ PARAMETER = "cartridge_attachment"
 LIFETIME_S = 300.0
 """Seconds that a signature holds: longer than a request waits in vLLM's queue before the connector sees it."""
 
-Keeping = Literal["cached", "pin", "unpin", "drop"]
-"""What becomes of a Cartridge in the engine's memory."""
+Keeping = Literal["cached", "pin", "unpin", "drop", "erase"]
+"""What becomes of a Cartridge in the engine's memory; `erase` takes its files on the engine's disk as well."""
+
+IN_FRONT: tuple[Keeping, ...] = ("cached", "pin")
+"""With these a Cartridge stands in front of the request. What only lets one go needs nothing of it, which may be gone
+everywhere else by then."""
 
 
 def attachment_key(settings: Settings) -> bytes:
@@ -70,8 +74,7 @@ class Attachment(BaseModel):
     expires: float = Field(allow_inf_nan=False)
     """Unix time in seconds after which it is refused."""
     residency: Keeping = "cached"
-    """What becomes of them in the engine's memory: kept as others are, kept whatever comes, no longer so, let go
-    when the request has ended."""
+    """What becomes of them in the engine's memory: kept as others are, kept whatever comes, no longer so, let go."""
 
     @property
     def num_tokens(self) -> int:

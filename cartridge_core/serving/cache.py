@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from cartridge_core.serving.composition import Wanted, parts_of
+from cartridge_core.serving.composition import Wanted, digests_of
 from cartridge_core.serving.errors import NotLoadedError, UnknownModelError
 from cartridge_core.serving.tracing import span
 
@@ -138,7 +138,7 @@ class CartridgeCache(Generic[T]):
         Raises:
             UnknownModelError: It is not in memory.
         """
-        holding = [key for key, entry in self._entries.items() if digest in _digests(entry.cartridge)]
+        holding = [key for key, entry in self._entries.items() if digest in digests_of(entry.cartridge)]
         if not holding:
             raise UnknownModelError(f"Cartridge {digest[:12]} is not in memory.", "List those that are.")
         for key in holding:
@@ -209,7 +209,3 @@ class CartridgeCache(Generic[T]):
         failed = done.cancelled() or done.exception() is not None
         self._counts.failed_loads += failed
         self._counts.loads += not failed
-
-
-def _digests(wanted: Wanted) -> set[str]:
-    return {wanted.digest, *(part.digest for part in parts_of(wanted))}

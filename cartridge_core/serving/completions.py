@@ -131,6 +131,18 @@ class Completions:
     async def _begin_all(
         self, caller: Caller, body: GenerationFields, front: Front, prompts: list[Prompt], request_id: str
     ) -> list[Answering]:
+        answers = await self._begin_each(caller, body, front, prompts, request_id)
+        instead = [answer.front for answer in answers if answer.front.served != front.served]
+        if not instead or len(instead) == len(answers):
+            return answers
+        # A reply says once what stood in front: where something stood in for the Cartridge of some, it does for all.
+        for answer in answers:
+            await answer.close()
+        return await self._begin_each(caller, body, instead[0], prompts, request_id)
+
+    async def _begin_each(
+        self, caller: Caller, body: GenerationFields, front: Front, prompts: list[Prompt], request_id: str
+    ) -> list[Answering]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._begin(caller, body, front, prompt, request_id)) for prompt in prompts]
         answers = [task.result() for task in tasks]

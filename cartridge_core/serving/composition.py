@@ -97,6 +97,11 @@ def parts_of(wanted: Wanted) -> tuple[ResolvedCartridge, ...]:
     return wanted.parts if isinstance(wanted, Composition) else (wanted,)
 
 
+def digests_of(wanted: Wanted) -> frozenset[str]:
+    """Its own, and those of the Cartridges in it."""
+    return frozenset((wanted.digest, *(part.digest for part in parts_of(wanted))))
+
+
 class Compositions:
     """Finds compositions that may be served.
 
@@ -109,9 +114,14 @@ class Compositions:
         self._resolver, self._allowed = resolver, allowed
 
     async def find(
-        self, tenant: str, references: tuple[CorpusReference, ...]
+        self, tenant: str, references: tuple[CorpusReference, ...], *, gone: bool = False
     ) -> tuple[Composition, CompositionEntry | None]:
         """The Cartridges that a tenant named, and what the evaluation of them said.
+
+        Args:
+            tenant: Whose.
+            references: Their names, in order.
+            gone: Also such as may not be served any longer, by their status or their evaluation, for who lets them go.
 
         Raises:
             CompositionError: Compositions are switched off.
@@ -128,9 +138,10 @@ class Compositions:
             )
         if len(references) > MOST_PARTS:
             raise BadRequestError(f"More than {MOST_PARTS} Cartridges are named.", "Name fewer.", param="model")
-        composition = Composition(tuple([await self._resolver.resolve(tenant, one) for one in references]))
+        composition = Composition(tuple([await self._resolver.resolve(tenant, one, gone=gone) for one in references]))
         evaluation = await self._resolver.composition(tenant, tuple(part.digest for part in composition.parts))
-        composition.check(evaluation)
+        if not gone:
+            composition.check(evaluation)
         return composition, evaluation
 
 

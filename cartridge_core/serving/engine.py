@@ -138,6 +138,18 @@ class Engine(Protocol):
         """
         ...
 
+    async def held(self) -> frozenset[str]:
+        """Digests of all that it has or will have: in memory, as files on its machine, or to be kept."""
+        ...
+
+    async def erase(self, cartridge: ResolvedCartridge) -> None:
+        """Let a Cartridge that may not be served any longer go from memory and from the machine's disk, pinned or not,
+        and every composition with it from memory.
+
+        What is in use stays until it is asked again, and `held` tells of it.
+        """
+        ...
+
     async def residents(self) -> Sequence[Resident]:
         """Cartridges and compositions that are ready."""
         ...

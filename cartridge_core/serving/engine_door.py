@@ -7,6 +7,7 @@ this the door.
 
 import asyncio
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -16,9 +17,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cartridge_core.errors import PublishingError
-from cartridge_core.serving.attachment import PARAMETER, Attachment, AttachmentError, attachment_key
+from cartridge_core.serving.attachment import IN_FRONT, PARAMETER, Attachment, AttachmentError, attachment_key
 from cartridge_core.serving.errors import BadRequestError, ForbiddenError, NotLoadedError, ServingError
-from cartridge_core.serving.fetching import fetch_files
+from cartridge_core.serving.fetching import copies_here, erased_here, fetch_files
 from cartridge_core.serving.request_log import refuse
 from cartridge_core.settings import Settings
 from cartridge_core.stages.local_copies import HeldCopy, LocalCopies, cache_folder
@@ -58,6 +59,7 @@ class EngineDoor:
                 await self._app(scope, receive, send)
             return
         body = await Request(scope, receive).body()
+        leaving: Sequence[str] = ()
         # What stands in front of a request stays on this machine until it is answered: workers may read it late.
         with ExitStack() as until_answered:
             try:
@@ -68,11 +70,22 @@ class EngineDoor:
                 if PARAMETER.encode() in body:
                     parameters = _field(body, "kv_transfer_params")
                     signed = parameters.get(PARAMETER) if isinstance(parameters, dict) else None
-                    await self._admit(signed, until_answered)
+                    leaving = await self._admit(signed, until_answered)
             except ServingError as error:
                 await refuse(error)(scope, receive, send)
                 return
-            await self._app(scope, _replayed(body, receive), send)
+            status = 0
+
+            async def watched(message: Message) -> None:
+                nonlocal status
+                status = message.get("status", status)
+                await send(message)
+
+            await self._app(scope, _replayed(body, receive), watched)
+        if status == 200:
+            # Last: as long as files are there, or memory may hold it, `GET /cartridges` says so and it is told again.
+            for digest in leaving:
+                await self._erased(digest)
 
     def _described(self) -> dict[str, Any]:
         there = [
@@ -80,21 +93,36 @@ class EngineDoor:
             for (_, digest), size in self._bytes.items()
             if cache_folder(self._settings, digest).is_dir()
         ]
-        return {"cartridges": there, "fetching": len(self._fetching), **self._counts}
+        held = copies_here(self._settings) | {digest for _, digest in self._bytes}
+        return {"cartridges": there, "held": sorted(held), "fetching": len(self._fetching), **self._counts}
 
-    async def _admit(self, signed: Any, until_answered: ExitStack) -> None:
+    async def _admit(self, signed: Any, until_answered: ExitStack) -> Sequence[str]:
+        """Have what stands in front of a request on this machine, and held.
+
+        Returns:
+            Digests that are to be erased from it once vLLM has let them go.
+        """
         try:
             attachment = Attachment.verified(signed, self._key)
         except AttachmentError as error:
             raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
-        for cartridge in attachment.cartridges:
+        digests = [cartridge.digest for cartridge in attachment.cartridges]
+        if attachment.residency == "erase":
+            return digests
+        for digest in digests if attachment.residency in IN_FRONT else ():
             try:
-                until_answered.enter_context(await self._present(attachment.tenant, cartridge.digest))
+                until_answered.enter_context(await self._present(attachment.tenant, digest))
             except PublishingError as error:
                 raise ForbiddenError(error.problem, error.remedy, code="attachment_refused") from error
-            # Compositions are not pinned, and one that goes must not take its parts' pins with it.
-            if attachment.residency != "cached" and len(attachment.cartridges) == 1:
-                self._copies.pin(cartridge.digest, attachment.residency == "pin")
+        # Compositions are not pinned, and one that goes must not take its parts' pins with it.
+        if attachment.residency != "cached" and len(digests) == 1:
+            self._copies.pin(digests[0], attachment.residency == "pin")
+        return ()
+
+    async def _erased(self, digest: str) -> None:
+        if await asyncio.to_thread(erased_here, self._copies, self._settings, digest):
+            for known in [known for known in self._bytes if known[1] == digest]:
+                del self._bytes[known]
 
     async def _present(self, tenant: str, digest: str) -> HeldCopy:
         """A verified copy, held."""

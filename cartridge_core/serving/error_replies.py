@@ -87,7 +87,7 @@ def _invalid(error: RequestValidationError) -> BadRequestError:
     errors = error.errors()
     # Of a field that may have several types each one complains; the deepest complaint knows best what was meant.
     first = max((e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]), key=lambda e: len(e["loc"]))
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"][1:]]  # behind where it is: the body, the query
     name = place[0] if place else None
     if first["type"] == "refused_parameter":
         refused = first["ctx"]["name"]

@@ -9,7 +9,8 @@ from cartridge_core.manifest import CartridgeManifest
 from cartridge_core.publishing.artifact import cartridge_key, read_artifact
 from cartridge_core.serving.errors import ArtifactUnavailableError, DamagedCartridgeError, NotLoadedError
 from cartridge_core.serving.resolver import ResolvedCartridge
-from cartridge_core.stages.local_copies import LocalCopies, NoRoomError
+from cartridge_core.settings import Settings
+from cartridge_core.stages.local_copies import LocalCopies, NoRoomError, cache_folder
 
 if TYPE_CHECKING:
     from cartridge_core.cartridge import Cartridge
@@ -88,6 +89,30 @@ def fetched(copies: LocalCopies, digest: str, artifact_key: str, read: Callable[
             "Ask again in a few seconds; the operator finds the reason in the log.",
             retry_after=_RETRY_S,
         ) from error
+
+
+def copies_here(settings: Settings) -> frozenset[str]:
+    """Digests of the Cartridges whose files are on this machine."""
+    root = cache_folder(settings, "any").parent
+    # What begins with a dot is on its way, in one direction or the other.
+    return frozenset(path.name for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else frozenset()
+
+
+def erased_here(copies: LocalCopies, settings: Settings, digest: str) -> bool:
+    """Remove this machine's copy of a Cartridge, pinned or not, unless somebody reads it.
+
+    Returns:
+        Whether there is none any more.
+    """
+    copies.pin(digest, False)
+    folder = cache_folder(settings, digest)
+    if not folder.is_dir():
+        return True
+    try:
+        copies.give_up(folder)
+    except StorageError:
+        return False
+    return True
 
 
 def _check(folder: Path, manifest: CartridgeManifest, tenant: str, digest: str) -> None:

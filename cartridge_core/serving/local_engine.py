@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 
 from cartridge_core.compose import compose
@@ -10,10 +10,11 @@ from cartridge_core.inference.prefix import empty_prefix
 from cartridge_core.models import BaseModel
 from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.serving.cache import CacheCounts, CartridgeCache, Resident
-from cartridge_core.serving.composition import Wanted, parts_of, together
+from cartridge_core.serving.composition import Wanted, digests_of, parts_of, together
 from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
-from cartridge_core.serving.errors import ContextLengthError, EngineError, OverloadedError
-from cartridge_core.serving.fetching import fetch_cartridge
+from cartridge_core.serving.errors import ContextLengthError, EngineError, OverloadedError, UnknownModelError
+from cartridge_core.serving.fetching import copies_here, erased_here, fetch_cartridge
+from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.scheduler import Answer, Scheduler
 from cartridge_core.serving.text_stream import TextStream
 from cartridge_core.settings import Settings
@@ -46,7 +47,8 @@ class LocalEngine:
     features: frozenset[str] = frozenset()
 
     def __init__(self, base: BaseModel, settings: Settings, config: LocalEngineConfig | None = None) -> None:
-        self._base, self._config, self._copies = base, config or LocalEngineConfig(), LocalCopies(settings)
+        self._base, self._config = base, config or LocalEngineConfig()
+        self._settings, self._copies = settings, LocalCopies(settings)
         self._empty = empty_prefix(base)
         self._per_token = (
             sum(2 * spec.num_kv_heads * spec.head_dim for spec in base.layer_specs if spec.has_kv) * base.dtype.itemsize
@@ -128,6 +130,17 @@ class LocalEngine:
         """See `Engine`."""
         self.cache.unload(digest)
         self._copies.pin(digest, False)
+
+    async def held(self) -> frozenset[str]:
+        """See `Engine`."""
+        resident = (digests_of(one.cartridge) for one in self.cache.residents())
+        return copies_here(self._settings).union(*resident)
+
+    async def erase(self, cartridge: ResolvedCartridge) -> None:
+        """See `Engine`."""
+        with suppress(UnknownModelError):  # its files alone may be here
+            self.cache.unload(cartridge.digest)
+        await asyncio.to_thread(erased_here, self._copies, self._settings, cartridge.digest)
 
     async def residents(self) -> Sequence[Resident]:
         """See `Engine`."""

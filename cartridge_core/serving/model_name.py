@@ -43,8 +43,15 @@ def parse_model_name(text: str, base_model: str) -> tuple[CorpusReference, ...]:
     Raises:
         UnknownModelError: It is none of these.
     """
-    if text == base_model:
-        return ()
+    return () if text == base_model else parse_cartridge_names(text)
+
+
+def parse_cartridge_names(text: str) -> tuple[CorpusReference, ...]:
+    """The Cartridges that a text names, in order, at least one: here the base model's id is a corpus's name as well.
+
+    Raises:
+        UnknownModelError: It is no name, or several with a plus between them.
+    """
     return tuple(_reference(part, text) for part in text.split("+"))
 
 

@@ -30,8 +30,8 @@ class CartridgeChoice(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str
-    """`corpus`, `corpus@alias` or `corpus:version`."""
+    id: Annotated[str, Field(min_length=1, max_length=512)]
+    """`corpus`, `corpus@alias` or `corpus:version`, or several of these with a plus between them."""
     source: Literal["catalog"]
     """Cartridges come from the catalog and from nowhere else."""
 
@@ -71,7 +71,7 @@ class GenerationFields(BaseModel):
     prompt_cache_key: str | None = None
     # Ours.
     cartridges: Annotated[list[CartridgeChoice], Field(min_length=1, max_length=8)] | None = None
-    """The reference servers' way to name a Cartridge; `model` is then the base model."""
+    """The reference servers' way to name Cartridges, at least one; `model` is then the base model."""
     cartridge_fallback: Fallback | None = None
     """What to answer where the Cartridge cannot be served; the gateway's own setting where nobody says."""
 

@@ -42,6 +42,8 @@ class Replica:
         """Digests of what it was told to keep, since it was last left out."""
         self.perhaps_pinned: set[str] = set()
         """Digests of what it was told to keep before: it keeps them if it was away and not started again."""
+        self.told_now: set[str] = set()
+        """Digests of what an errand is about that it has not answered yet."""
         self.outstanding = 0
         """Answers that were asked of it and have not ended."""
         self.described: dict[str, Any] = {}

@@ -21,6 +21,8 @@ class _Held:
     loading: int = 0
     """Requests that wait for the load."""
     resident: bool = False
+    leaving: bool = False
+    """Whether it goes once nobody waits for the load any more."""
 
 
 class Residency:
@@ -92,7 +94,7 @@ class Residency:
         held = self._held[front]
         held.loading -= 1
         held.resident |= loaded
-        if held.resident or held.loading:
+        if held.loading or (held.resident and not held.leaving):
             return False
         del self._held[front]
         return True
@@ -101,18 +103,27 @@ class Residency:
         """Keep a front whatever comes, or no longer."""
         if pinned:
             self._pinned.add(front)
+            if front in self._held:
+                self._held[front].leaving = False
         else:
             self._pinned.discard(front)
 
     def drop(self, front: Front) -> bool:
-        """Let a front go now, pinned or not.
+        """Let a front go, pinned or not: now, or once the requests that wait for its load have it.
 
         Returns:
-            Whether the workers have to; one that is being loaded stays.
+            Whether the workers have to now.
         """
         self._pinned.discard(front)
         held = self._held.get(front)
-        if held is None or held.loading:
+        if held is None:
+            return False
+        if held.loading:
+            held.leaving = True
             return False
         del self._held[front]
         return True
+
+    def fronts_with(self, digest: str) -> list[Front]:
+        """What is held or pinned and has a Cartridge in it."""
+        return [front for front in {*self._held, *self._pinned} if digest in front]

@@ -12,7 +12,7 @@ from cartridge_core.catalog import (
     CompositionEntry,
     Status,
     find_composition,
-    list_cartridges,
+    find_version,
     list_corpora,
     list_served,
     resolve,
@@ -149,14 +149,19 @@ class Resolver:
     def __init__(self, catalogue: Catalogue, base_model: BaseModelIdentity, freshness: Freshness | None = None) -> None:
         self._catalogue, self._base_model = catalogue, base_model
         freshness = freshness or Freshness()
-        self._found: Remembered[tuple[str, CorpusReference], ResolvedCartridge] = Remembered(self._find, freshness)
+        self._found: Remembered[tuple[str, CorpusReference], CatalogEntry] = Remembered(self._find, freshness)
         self._composed: Remembered[tuple[str, tuple[str, ...]], CompositionEntry | None] = Remembered(
             self._find_composition, freshness
         )
         self._listed: Remembered[str, tuple[ServedCorpus, ...]] = Remembered(self._list, freshness)
 
-    async def resolve(self, tenant: str, reference: CorpusReference) -> ResolvedCartridge:
+    async def resolve(self, tenant: str, reference: CorpusReference, *, gone: bool = False) -> ResolvedCartridge:
         """The Cartridge that a tenant means.
+
+        Args:
+            tenant: Whose.
+            reference: Its name.
+            gone: Also one that was retired or erased, for who lets it go.
 
         Raises:
             UnknownModelError: There is no such corpus, alias or version.
@@ -165,7 +170,10 @@ class Resolver:
             WrongBaseModelError: It belongs to another base model.
             CatalogDownError: The database does not answer, and nothing recent is remembered.
         """
-        return await self._found.get((tenant, reference))
+        entry = await self._found.get((tenant, reference))
+        if not gone:
+            _refuse_gone(entry, reference)
+        return self._checked(entry, reference)
 
     async def composition(self, tenant: str, digests: tuple[str, ...]) -> CompositionEntry | None:
         """The newest evaluation of Cartridges of a tenant in this order; None where there is none.
@@ -195,16 +203,14 @@ class Resolver:
         self._composed.close()
         self._listed.close()
 
-    def _find(self, key: tuple[str, CorpusReference]) -> ResolvedCartridge:
+    def _find(self, key: tuple[str, CorpusReference]) -> CatalogEntry:
         tenant, reference = key
         with self._catalogue.open().session(read_only=True) as session:
             try:
-                if reference.alias is not None:
-                    entry = resolve(session, tenant, reference.corpus, reference.alias)
-                else:
-                    entry = self._of_version(
-                        list_cartridges(session, tenant, reference.corpus, include_deleted=True), tenant, reference
-                    )
+                if reference.version is None:
+                    return resolve(session, tenant, reference.corpus, reference.alias or CHAMPION)
+                ours = model_name(tenant, reference.corpus, self._base_model.id)
+                return find_version(session, tenant, reference.corpus, reference.version, ours)
             except NotFoundError:
                 there = corpus_named(session, tenant, reference.corpus) is not None
                 if there and reference.alias == CHAMPION:
@@ -214,29 +220,12 @@ class Resolver:
                         param="model",
                     ) from None
                 raise unknown_model(str(reference)) from None
-        return self._checked(entry, reference)
 
     def _find_composition(self, key: tuple[str, tuple[str, ...]]) -> CompositionEntry | None:
         with self._catalogue.open().session(read_only=True) as session:
             return find_composition(session, *key)
 
-    def _of_version(self, entries: list[CatalogEntry], tenant: str, reference: CorpusReference) -> CatalogEntry:
-        numbered = [entry for entry in entries if entry.version == reference.version]
-        ours = model_name(tenant, reference.corpus, self._base_model.id)
-        # Versions count for each base model; another's of the same number is told apart from none at all.
-        for entry in [entry for entry in numbered if entry.model_name == ours] or numbered:
-            return entry
-        raise NotFoundError(f"No version {reference.version}.")
-
     def _checked(self, entry: CatalogEntry, reference: CorpusReference) -> ResolvedCartridge:
-        if entry.status in (Status.RETIRED, Status.DELETED):
-            erased = entry.status is Status.DELETED
-            raise GoneError(
-                f"The Cartridge {str(reference)!r} was {'erased' if erased else 'retired'}.",
-                "GET /v1/models lists what is served.",
-                param="model",
-                code="cartridge_erased" if erased else "cartridge_retired",
-            )
         if entry.base_model != self._base_model:
             theirs, ours = entry.base_model, self._base_model
             same = (theirs.id, theirs.revision) == (ours.id, ours.revision)
@@ -266,6 +255,17 @@ class Resolver:
             cartridges = tuple(found for _, found in sorted(aliased, key=_champion_first) if found is not None)
             served.append(ServedCorpus(corpus.name, int(corpus.created_at.timestamp()), cartridges))
         return tuple(served)
+
+
+def _refuse_gone(entry: CatalogEntry, reference: CorpusReference) -> None:
+    if entry.status in (Status.RETIRED, Status.DELETED):
+        erased = entry.status is Status.DELETED
+        raise GoneError(
+            f"The Cartridge {str(reference)!r} was {'erased' if erased else 'retired'}.",
+            "GET /v1/models lists what is served.",
+            param="model",
+            code="cartridge_erased" if erased else "cartridge_retired",
+        )
 
 
 def _champion_first(pair: tuple[str, ResolvedCartridge | None]) -> tuple[bool, str]:

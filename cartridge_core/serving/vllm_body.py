@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from cartridge_core.serving.attachment import (
+    IN_FRONT,
     LIFETIME_S,
     PARAMETER,
     AttachedCartridge,
@@ -58,10 +59,11 @@ class Bodies:
         return body
 
     def errand(self, wanted: Wanted, residency: Keeping) -> dict[str, Any]:
-        """One token behind a Cartridge or a composition: vLLM has it in memory for that, or lets it go after it."""
+        """One token behind a Cartridge or a composition, which vLLM has in memory for that; alone to let it go."""
         parts = parts_of(wanted)
+        front = parts if residency in IN_FRONT else ()
         sampling = SamplingParams(max_tokens=1, temperature=0.0)
-        request = GenerationRequest("errand", wanted.tenant, (PLACEHOLDER,), sampling, parts)
+        request = GenerationRequest("errand", wanted.tenant, (PLACEHOLDER,), sampling, front)
         return self.completion(request, whole=True) | self._in_front(parts, residency)
 
     def _common(self, request: GenerationRequest, whole: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cartridge_core.serving.engine import EngineHealth, GenerationRequest, Piece
 from cartridge_core.serving.errors import EngineError, OverloadedError
 from cartridge_core.serving.replica import Replica
 from cartridge_core.serving.replicas import Replicas
+from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.vllm_answer import AnswerReader, CartridgeMissedError
 from cartridge_core.serving.vllm_body import COMPLETIONS, Bodies
 from cartridge_core.serving.vllm_errands import Errands
@@ -134,6 +135,14 @@ class VllmEngine:
     async def unload(self, digest: str) -> None:
         """See `Engine`. It is let go at every server."""
         await self._errands.unload(digest)
+
+    async def held(self) -> frozenset[str]:
+        """See `Engine`. Of the servers that can be used, whichever gateway they got it from."""
+        return self._errands.held()
+
+    async def erase(self, cartridge: ResolvedCartridge) -> None:
+        """See `Engine`. A server that is away tells of it when it is back."""
+        await self._errands.erase(cartridge)
 
     async def residents(self) -> Sequence[Resident]:
         """See `Engine`. Those that this gateway has used; which of them an engine keeps is its own decision."""

@@ -1,13 +1,14 @@
-"""What operators have vLLM servers do with Cartridges: load, keep and let go, at every one of them."""
+"""What vLLM servers are to do with Cartridges: load, keep, let go and erase, at every one of them."""
 
 import asyncio
 import logging
 
-from cartridge_core.serving.attachment import Keeping
-from cartridge_core.serving.composition import Wanted, parts_of
+from cartridge_core.serving.attachment import IN_FRONT, Keeping
+from cartridge_core.serving.composition import Wanted, digests_of, parts_of
 from cartridge_core.serving.errors import ServingError, UnknownModelError
 from cartridge_core.serving.replica import Replica
 from cartridge_core.serving.replicas import Replicas
+from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.vllm_answer import AnswerReader
 from cartridge_core.serving.vllm_body import COMPLETIONS, Bodies
 
@@ -89,7 +90,7 @@ class Errands:
         holding = [
             wanted
             for wanted in self.known.values()
-            if digest in {wanted.digest, *(part.digest for part in parts_of(wanted))}
+            if digest in digests_of(wanted)
             if any(wanted.digest in replica.served for replica in well)
         ]
         if not holding:
@@ -97,6 +98,31 @@ class Errands:
         for wanted in holding:
             self.pins.pop(wanted.digest, None)
             await self._everywhere(wanted, "drop")
+
+    def held(self) -> frozenset[str]:
+        """Digests of what the servers that can be used have, in memory or on disk, or will be told to keep."""
+        kept = {digest for wanted in self.pins.values() for digest in digests_of(wanted)}
+        return frozenset(kept.union(*(self._held_by(replica) for replica in self._replicas.well())))
+
+    async def erase(self, cartridge: ResolvedCartridge) -> None:
+        """Let a Cartridge go at every server that has it, compositions with it as well, from memory and from disk.
+
+        What is in use there stays, and so does all at a server that is away or fails: `held` tells of it.
+        """
+        holding = [wanted.digest for wanted in self.known.values() if cartridge.digest in digests_of(wanted)]
+        self.pins.pop(cartridge.digest, None)
+        told = [replica for replica in self._replicas.well() if cartridge.digest in self._held_by(replica)]
+        if any(await asyncio.gather(*(self._tried(replica, cartridge, "erase") for replica in told))):
+            return
+        for digest in {cartridge.digest, *holding}:
+            self.known.pop(digest, None)
+            for replica in self._replicas.all:
+                for said in (replica.served, replica.pinned, replica.perhaps_pinned):
+                    said.discard(digest)
+
+    def _held_by(self, replica: Replica) -> set[str]:
+        served = (self.known[digest] for digest in replica.served if digest in self.known)
+        return {*replica.described.get("held", ()), *(digest for wanted in served for digest in digests_of(wanted))}
 
     async def _everywhere(self, wanted: Wanted, residency: Keeping) -> None:
         """An errand to every server that can be used.
@@ -112,6 +138,7 @@ class Errands:
             raise next(error for error in done if error is not None)
 
     async def _tried(self, replica: Replica, wanted: Wanted, residency: Keeping) -> ServingError | None:
+        replica.told_now.add(wanted.digest)
         try:
             await self._errand(replica, wanted, residency)
         except ServingError as error:
@@ -123,15 +150,19 @@ class Errands:
             }
             log.warning("an engine did not do an errand", extra={"fields": fields})
             return error
+        finally:
+            replica.told_now.discard(wanted.digest)
         return None
 
     async def _errand(self, replica: Replica, wanted: Wanted, residency: Keeping) -> None:
-        """Have one token written behind a Cartridge, for what that does to the server's memory."""
+        """Have one token written, for what that does to a Cartridge in the server's memory."""
+        in_front = sum(part.num_tokens for part in parts_of(wanted)) if residency in IN_FRONT else 0
         with replica.busy(1):
             body = self._bodies.errand(wanted, residency)
             async with replica.post(self._replicas.session, COMPLETIONS, body) as content:
-                AnswerReader(sum(part.num_tokens for part in parts_of(wanted)), None).whole(await content.read())
-        self.answered(replica, wanted)
+                AnswerReader(in_front, None).whole(await content.read())
+        if in_front:
+            self.answered(replica, wanted)
         if residency == "pin":
             replica.pinned.add(wanted.digest)
         elif residency != "cached":
@@ -161,6 +192,7 @@ class Errands:
         owed: list[tuple[Wanted, Keeping]] = [(w, "pin") for d, w in self.pins.items() if d not in replica.pinned]
         owed += [(self.known[digest], "unpin") for digest in told if digest not in self.pins]
         for wanted, residency in owed:
-            if await self._tried(replica, wanted, residency) is not None:
+            # An errand under way says it already, and a second one could be overtaken by what is said next.
+            if wanted.digest not in replica.told_now and await self._tried(replica, wanted, residency) is not None:
                 return False
         return True

@@ -117,6 +117,8 @@ def test_the_chain(workplace: Workplace, tmp_path: Path) -> None:
     refused = run("promote", "wards", "1", "--min-share-of-icl", "0.95", "--min-questions", "1000", "--json")
     assert refused.exit_code == 1
     assert "asks for 1000" in " ".join(json.loads(refused.stdout)["reasons"])
+    for field in ("min-share-of-icl", "min-score-without-icl", "min-questions", "max-error-share"):
+        assert f"{field.replace('-', '_')}: Input should be" in refusal("promote", "wards", "1", f"--{field}", "-1")
     assert answer("promote", "wards", "1", "--force", "--reason", "test")["moved"]
     assert answer("list", "wards")[0]["aliases"] == ["champion"]
     assert answer("show", "wards")["champion_history"][0]["action"] == "promote"

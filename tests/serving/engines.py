@@ -27,6 +27,8 @@ class StubVllm:
     """First digest and residency of each attachment that came."""
     answer: asyncio.Event = field(default_factory=asyncio.Event)
     """Answers wait for it."""
+    status: int = 200
+    """What it answers with; nothing else than 200 is an answer."""
 
     def application(self) -> Starlette:
         """The ASGI application, without the door."""
@@ -42,6 +44,8 @@ class StubVllm:
         attachment = Attachment.verified((await request.json())["kv_transfer_params"][PARAMETER], KEY.encode())
         self.told.append((attachment.cartridges[0].digest, attachment.residency))
         await self.answer.wait()
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "failed", "type": "internal", "code": self.status}}, self.status)
         usage = {"completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": attachment.num_tokens}}
         return JSONResponse({"choices": [{"index": 0, "text": "a", "finish_reason": "length"}], "usage": usage})
 

@@ -6,10 +6,20 @@ from typing import Any
 
 import pytest
 
-from cartridge_core.catalog import alias_history, catalog_session, list_pins, record_pin
+from cartridge_core.catalog import (
+    alias_history,
+    catalog_session,
+    find_cartridge,
+    list_pins,
+    pinned_digests,
+    record_pin,
+    record_tombstone,
+)
 from cartridge_core.catalog.api_keys import create_api_key
+from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.publishing.artifact import cartridge_key
 from cartridge_core.stages.local_copies import cache_folder
+from cartridge_core.stages.retire import retire
 from tests.conftest import build_tiny_base
 from tests.samples import embedded
 from tests.serving.shop import Running, Shop, eventually, graded, serving, text_of
@@ -113,6 +123,55 @@ def test_pins_outlive_the_process(shop: Shop) -> None:
         assert eventually(lambda: bool(operator.get()["clinic:1"]["pinned"]))
         assert other.get()["secret:1"]["resident"] is False
         assert text_of(server.answer(key=key)) == shop.expected("clinic", 1).text
+
+
+def test_what_may_not_be_served_any_longer_can_be_let_go(shop: Shop) -> None:
+    key = token(shop, operator=True)
+    with serving(shop, fresh_s=0) as server:
+        operator = Operator(server, key)
+        operator.post("cartridges/pin", model="clinic:2")
+        retire(shop.settings, "clinic", "2")
+        # As somebody left it who retired it before pins ended with that.
+        with catalog_session(shop.settings) as session:
+            record_pin(session, "default", "clinic", "2")
+        for path in ("load", "pin"):
+            refused = operator.post(f"cartridges/{path}", 410, model="clinic:2")
+            assert refused["error"]["code"] == "cartridge_retired"
+        assert operator.post("cartridges/pin", model="clinic:2", pinned=False)["pinned"] is False
+        with catalog_session(shop.settings) as session:
+            assert pinned_digests(session, "default") == set()
+            row = cartridge_row(session, "default", find_cartridge(session, "default", "clinic", "2").cartridge_id)
+            record_tombstone(session, row, [])
+        assert operator.post("cartridges/unload", model="clinic:2")["resident"] is False
+        assert operator.post("cartridges/unload", 404, model="clinic:2")["error"]["code"] == "model_not_found"
+
+
+def test_the_list_has_pages(shop: Shop) -> None:
+    for version in (3, 4):
+        shop.add("clinic", version)
+    shop.add("law", 1)
+    key, narrow = token(shop, operator=True), token(shop, operator=True, corpora=["clinic"])
+    with serving(shop) as server:
+
+        def page(asked: str = "", key: str = key) -> list[dict[str, Any]]:
+            reply = server.client.get(f"/admin/cartridges{asked}", headers={"authorization": f"Bearer {key}"})
+            assert reply.status_code == 200, reply.text
+            found: list[dict[str, Any]] = reply.json()["cartridges"]
+            return found
+
+        everything = [one["model"] for one in page()]
+        assert everything == ["law:1", "clinic:4", "clinic:3", "clinic:2", "clinic:1"]
+        seen = page("?limit=2")
+        while found := page(f"?limit=2&before={seen[-1]['number']}"):
+            assert len(found) <= 2
+            seen += found
+        assert [one["model"] for one in seen] == everything
+        # What a key does not open takes no place of a page.
+        assert [one["model"] for one in page("?limit=2", narrow)] == ["clinic:4", "clinic:3"]
+        for wrong in ("limit=0", "limit=1001", "limit=x", "before=0", "before=99999999999"):
+            reply = server.client.get(f"/admin/cartridges?{wrong}", headers={"authorization": f"Bearer {key}"})
+            error = reply.json()["error"]
+            assert (reply.status_code, error["code"], error["param"]) == (400, "invalid_value", wrong.split("=")[0])
 
 
 def test_promote_and_roll_back(shop: Shop) -> None:

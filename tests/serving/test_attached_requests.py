@@ -123,7 +123,59 @@ def test_room_is_made_and_kept(requests: AttachedRequests) -> None:
     assert requests.missing("e", 0) == (1, True)
 
 
-def test_one_that_is_to_be_dropped_goes_when_its_request_ends(requests: AttachedRequests) -> None:
-    loaded(requests, "first", attachment(residency="drop"))
-    requests.forget("first")
+def alone(requests: AttachedRequests, residency: str, digest: str = A) -> Any:
+    """A request of one token that has nothing in front and only says what becomes of a Cartridge."""
+    asked = request(residency, attachment(digest, residency=residency), length=1)
+    requests.admit(asked)
+    return asked
+
+
+@pytest.mark.parametrize("residency", ["unpin", "drop", "erase"])
+def test_who_lets_go_needs_nothing_in_front(requests: AttachedRequests, residency: str) -> None:
+    asked = alone(requests, residency)
+    assert requests.missing(residency, 0) == (0, False)
+    # What it computes must not be taken for the Cartridge's.
+    assert asked.cache_salt not in ("the client's", attachment().salt(KEY))
+    orders = requests.hand_over(idle=False)
+    assert (orders.writes, orders.drop) == ([], [])
+
+
+def test_what_is_let_go_goes_at_once_and_is_loaded_again(requests: AttachedRequests) -> None:
+    loaded(requests, "first", attachment())
+    alone(requests, "drop")
+    assert requests.hand_over(idle=True).drop == [(A,)]
+    loaded(requests, "second", attachment())
+
+
+def test_what_is_unpinned_makes_room(requests: AttachedRequests) -> None:
+    loaded(requests, "first", attachment(residency="pin"))
+    alone(requests, "unpin")
+    assert requests.hand_over(idle=False).drop == []
+    requests.admit(request("big", attachment(B, num_tokens=20)))
+    requests.order("big", ([1],), 20)
+    assert requests.hand_over(idle=False).drop == [(A,)]
+
+
+def test_what_is_erased_goes_with_all_that_it_is_a_part_of_and_its_pin() -> None:
+    requests = AttachedRequests(KEY, 1, Residency(100))
+    a, b = AttachedCartridge(digest=A, num_tokens=10), AttachedCartridge(digest=B, num_tokens=10)
+    loaded(requests, "pinned", attachment(residency="pin"))
+    loaded(requests, "other", attachment(B))
+    requests.admit(request("both", attachment(cartridges=(b, a))))
+    requests.order("both", ([1],), 20)
+    requests.settle({"both"}, set())
+    requests.hand_over(idle=False)
+    alone(requests, "drop")
+    assert requests.hand_over(idle=False).drop == [(A,)], "a drop is of the one alone"
+    loaded(requests, "again", attachment(residency="pin"))
+    alone(requests, "erase")
+    assert sorted(requests.hand_over(idle=False).drop) == [(A,), (B, A)]
+
+
+def test_one_that_is_being_loaded_is_erased_behind_who_waits_for_it(requests: AttachedRequests) -> None:
+    requests.admit(request("first", attachment()))
+    requests.order("first", ([1],), 10)
+    alone(requests, "erase")
+    assert requests.hand_over(idle=False).drop == []
+    requests.settle({"first"}, set())
     assert requests.hand_over(idle=True).drop == [(A,)]

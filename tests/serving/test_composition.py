@@ -23,6 +23,7 @@ from cartridge_core.serving.sampling import SamplingParams
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import ingest
 from cartridge_core.stages.local_copies import cache_folder
+from cartridge_core.stages.retire import retire
 from tests.conftest import build_tiny_base, build_tokenizer
 from tests.serving.shop import ICL_TOKENS, Running, Shop, events, serving, text_of
 from tests.serving.test_admin import Operator
@@ -173,6 +174,23 @@ def test_the_newest_evaluation_counts_without_a_restart(shop: Shop, server: Runn
         graded(shop, *pair, passed=passed)
         server.gateway.resolver.forget()
         assert server.ask(model="food+law").status_code == (200 if passed else 400)
+
+
+def test_one_that_may_not_be_served_any_longer_can_be_unloaded(tmp_path: Path) -> None:
+    shop = Shop(build_tiny_base("qwen2"), tmp_path)
+    for corpus in ("clinic", "law"):
+        shop.add(corpus, 1)
+    graded(shop, ("clinic", 1), ("law", 1))
+    with catalog_session(shop.settings) as session:
+        _, key = create_api_key(session, "default", "ops", operator=True)
+    with serving(shop, composition=True, fresh_s=0) as server:
+        operator, name = Operator(server, key), "clinic:1+law:1"
+        operator.post("cartridges/load", model=name)
+        graded(shop, ("clinic", 1), ("law", 1), passed=False)
+        retire(shop.settings, "law", "1")
+        operator.post("cartridges/load", 410, model=name)
+        assert operator.post("cartridges/unload", model=name)["resident"] is False
+        assert operator.post("cartridges/unload", 404, model=name)["error"]["code"] == "model_not_found"
 
 
 def test_another_tenants_evaluation_counts_for_nothing(shop: Shop, server: Running) -> None:

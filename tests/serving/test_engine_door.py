@@ -13,7 +13,7 @@ from cartridge_core.serving.engine_door import EngineDoor
 from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.vllm_body import Bodies
 from cartridge_core.settings import Settings
-from cartridge_core.stages.local_copies import cache_folder
+from cartridge_core.stages.local_copies import LocalCopies, cache_folder
 from tests.serving.engines import KEY, StubVllm
 from tests.serving.test_fetching import make, stored
 
@@ -70,5 +70,64 @@ def test_files_in_use_or_pinned_stay_and_others_make_room(settings: Settings, th
             assert (await ask(third)).status_code == 503 and there() == [True, False, False]
             assert (await ask(first, "drop")).status_code == 200
             assert (await ask(third)).status_code == 200 and there() == [False, False, True]
+
+    asyncio.run(run())
+
+
+def test_what_is_erased_goes_from_the_disk_when_nobody_uses_it(
+    settings: Settings, three: list[ResolvedCartridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARTRIDGE_LOCAL_COPY_BYTES", str(1 << 30))
+    first, second, never = three
+
+    async def run() -> None:
+        vllm, bodies = StubVllm(), Bodies("reference", KEY.encode())
+        transport = httpx.ASGITransport(EngineDoor(vllm.application()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+
+            async def ask(one: ResolvedCartridge, residency: str = "cached") -> int:
+                body = bodies.errand(one, residency)  # type: ignore[arg-type]
+                return (await client.post("/v1/completions", json=body)).status_code
+
+            async def held() -> list[str]:
+                found: list[str] = (await client.get("/cartridges")).json()["held"]
+                return found
+
+            vllm.answer.set()
+            assert [await ask(first, "pin"), await ask(second)] == [200, 200]
+            assert await held() == sorted([first.digest, second.digest])
+            vllm.status = 500
+            # vLLM may have it in memory still, so the door goes on to say that it is here.
+            assert await ask(second, "erase") == 500 and second.digest in await held()
+            vllm.status = 200
+            assert await ask(second, "erase") == 200 and await held() == [first.digest]
+            assert not cache_folder(settings, second.digest).exists()
+            held_elsewhere = LocalCopies(settings).hold(first.digest)
+            assert held_elsewhere is not None
+            with held_elsewhere:
+                # Its pin is over, its files stay as long as somebody reads them.
+                assert await ask(first, "erase") == 200 and await held() == [first.digest]
+                assert not any(one["pinned"] for one in (await client.get("/cartridges")).json()["cartridges"])
+            assert await ask(first, "erase") == 200 and await held() == []
+            # Who lets go of something has nothing fetched for it.
+            for residency in ("unpin", "drop", "erase"):
+                assert await ask(never, residency) == 200 and await held() == []
+            # What came back is served again.
+            assert await ask(first) == 200 and await held() == [first.digest]
+
+    asyncio.run(run())
+
+
+def test_files_of_a_process_before_are_told_of(settings: Settings, three: list[ResolvedCartridge]) -> None:
+    copies = LocalCopies(settings)
+    with copies.fetch(three[0].digest, three[0].artifact_key):
+        pass
+    (settings.home / "cache" / ".arriving-3-x").mkdir()
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(EngineDoor(StubVllm().application()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+            said = (await client.get("/cartridges")).json()
+            assert (said["cartridges"], said["held"]) == ([], [three[0].digest])
 
     asyncio.run(run())

@@ -1,10 +1,14 @@
 """OpenAI's endpoints over HTTP: the right Cartridge answers, in the right format."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 
 import pytest
 
+from cartridge_core.serving.engine import GenerationRequest, Piece
+from cartridge_core.serving.errors import NotLoadedError
 from tests.conftest import build_tiny_base
 from tests.serving.shop import ICL_TOKENS, QUESTION, Running, Shop, events, serving, text_of
 
@@ -178,6 +182,58 @@ def test_the_reference_servers_field(shop: Shop, server: Running) -> None:
     two = [{"id": name, "source": "catalog"} for name in ("clinic", "law")]
     assert server.error(400, model=base, cartridges=two)["code"] == "composition_disabled"
     assert server.error(404, model=base, cartridges=[{"id": "nope", "source": "catalog"}])["code"] == "model_not_found"
+
+
+def test_an_entry_that_names_no_cartridge_does_not_vanish(shop: Shop, server: Running) -> None:
+    base = shop.base.identity.id
+    clinic, nothing, plain = ({"id": name, "source": "catalog"} for name in ("clinic", "", base))
+    for entries in ([nothing], [nothing, clinic], [clinic, nothing], []):
+        error = server.error(400, model=base, cartridges=entries)
+        assert (error["code"], error["param"]) == ("invalid_value", "cartridges")
+    # The base model is no Cartridge: among Cartridges its name is that of a corpus, which is not there.
+    assert server.error(404, model=base, cartridges=[plain])["code"] == "model_not_found"
+    assert server.error(400, model=base, cartridges=[clinic, plain])["code"] == "composition_disabled"
+
+
+def test_one_reply_to_several_prompts_has_one_thing_in_front_of_all(
+    shop: Shop, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, prompts, engine = "/v1/completions", ["The ward of", "Her room", "Ada"], server.gateway.engine
+    refused = tuple(shop.base.tokenizer("Her room", add_special_tokens=False)["input_ids"])
+    generate, running = engine.generate, list[str]()
+
+    async def without_room_for_one(request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        if request.cartridges and request.prompt_token_ids == refused:
+            raise NotLoadedError("There is no room.")
+        running.append("begun")
+        try:
+            async with aclosing(generate(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            running.append("ended")
+
+    def told(text: str) -> str:
+        found = re.search(r'^cartridge_fallbacks_total{corpus="clinic",served="none".*} (.*)$', text, re.MULTILINE)
+        return found[1] if found else "0.0"
+
+    alone = [server.answer(path=path, prompt=prompt)["choices"][0]["text"] for prompt in prompts]
+    monkeypatch.setattr(engine, "generate", without_room_for_one)
+    assert server.error(503, path=path, prompt=prompts)["code"] == "cartridge_not_loaded"
+    before = told(server.client.get("/metrics").text)
+    reply = server.ask(path=path, prompt=prompts, cartridge_fallback="none")
+    body = reply.json()
+    assert reply.headers["x-cartridge-served"] == body["cartridge"]["served"] == "none"
+    assert body["cartridge"]["fallback_reason"] == "cartridge_not_loaded"
+    assert body["usage"]["cartridge_tokens"] == 0
+    assert float(told(server.client.get("/metrics").text)) == float(before) + 1
+    # The answers that had begun behind the Cartridge were ended, and none of their words is left.
+    assert running.count("begun") == running.count("ended")
+    monkeypatch.undo()
+    bare = server.answer(path=path, model=shop.base.identity.id, prompt=prompts)
+    assert [one["text"] for one in body["choices"]] == [one["text"] for one in bare["choices"]]
+    assert not {one["text"] for one in body["choices"]} & set(alone)
+    assert server.answer(path=path, prompt=prompts)["cartridge"]["served"] == "cartridge"
 
 
 def test_refusals(server: Running) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from cartridge_core.serving.errors import UnknownModelError
-from cartridge_core.serving.model_name import CorpusReference, parse_model_name
+from cartridge_core.serving.model_name import CorpusReference, parse_cartridge_names, parse_model_name
 
 BASE = "org/Model-1.5B"
 
@@ -55,3 +55,10 @@ def test_a_composition() -> None:
 def test_what_is_no_name_does_not_exist(text: str) -> None:
     with pytest.raises(UnknownModelError, match="does not exist"):
         parse_model_name(text, BASE)
+    with pytest.raises(UnknownModelError, match="does not exist"):
+        parse_cartridge_names(text)
+
+
+def test_among_cartridges_there_is_no_base_model() -> None:
+    assert parse_cartridge_names("reference") == (CorpusReference("reference"),)
+    assert parse_cartridge_names("a+b:2") == (CorpusReference("a"), CorpusReference("b", None, 2))

@@ -36,9 +36,9 @@ OPERATIONS = (
     ("POST", "/admin/promote"),
     ("POST", "/admin/rollback"),
 )
-# Only a body can be wrong: any text is a name, and the other operations take nothing.
+# Only a body or a page can be wrong: any text is a name, and the other operations take nothing.
 CASES = [(*one, GenerationMode.POSITIVE) for one in OPERATIONS] + [
-    (*one, GenerationMode.NEGATIVE) for one in OPERATIONS if one[0] == "POST"
+    (*one, GenerationMode.NEGATIVE) for one in OPERATIONS if one[0] == "POST" or one[1] == "/admin/cartridges"
 ]
 NAMES = st.sampled_from(
     ["clinic", "clinic@champion", "clinic:1", "clinic:2", "law", "tiny-qwen2", "law+clinic", "clinic@", "law:0", "+"]

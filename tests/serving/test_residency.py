@@ -54,6 +54,31 @@ def test_pinned_ones_stay_until_they_are_let_go() -> None:
     assert residency.num_bytes == 0
 
 
+def test_what_is_being_loaded_goes_when_nobody_waits_for_it_any_more() -> None:
+    residency = Residency(100)
+    residency.begin(A, 60)
+    residency.begin(A, 60)
+    assert not residency.drop(A)
+    assert not residency.end(A, loaded=True)
+    # The first request has it, the second is about to: the workers let it go behind them.
+    assert residency.end(A, loaded=True)
+    assert residency.num_bytes == 0
+    residency.begin(A, 60)
+    residency.drop(A)
+    residency.pin(A, True)
+    assert not residency.end(A, loaded=True), "who pins it wants it again"
+    assert residency.state(A, 60) == "resident"
+
+
+def test_everything_with_a_cartridge_is_found() -> None:
+    residency = Residency(100)
+    for front in (A, B, (*A, *B)):
+        load(residency, front, 20)
+    residency.pin(C, True)
+    assert sorted(residency.fronts_with("a")) == [A, (*A, *B)]
+    assert (residency.fronts_with("c"), residency.fronts_with("x")) == ([C], [])
+
+
 def test_one_that_never_fits() -> None:
     assert Residency(100).state(A, 101) == "never"
 

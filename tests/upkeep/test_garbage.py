@@ -14,7 +14,15 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from cartridge_core.cartridge import Cartridge
-from cartridge_core.catalog import CatalogEntry, Status, catalog_session, find_cartridge, list_cartridges, retire
+from cartridge_core.catalog import (
+    CatalogEntry,
+    Status,
+    catalog_session,
+    find_cartridge,
+    list_cartridges,
+    record_pin,
+    retire,
+)
 from cartridge_core.catalog.cartridges import cartridge_row
 from cartridge_core.errors import CartridgeError
 from cartridge_core.publishing import CorpusSource, Evidence, delete, promote, register_cartridge, rollback
@@ -22,6 +30,7 @@ from cartridge_core.publishing.artifact import CARTRIDGE_FILES
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import store_of
 from cartridge_core.stages.local_copies import cache_folder
+from cartridge_core.stages.retire import retire as retire_stage
 from cartridge_core.storage import get_folder, open_store
 from cartridge_core.upkeep.doctor import examine
 from cartridge_core.upkeep.garbage import collectable, find_garbage, remove_garbage
@@ -138,6 +147,14 @@ def test_the_grace_period_and_the_dry_run(settings: Settings, tmp_path: Path) ->
         assert [one.version for one in list_cartridges(session, "default")] == [1]
         assert find_cartridge(session, "default", "clinic", entry.digest).status is Status.DELETED
     assert not [key for key in open_store(settings.artifact_root).list() if entry.digest in key]
+
+
+def test_one_that_was_pinned_before_it_was_retired_goes(settings: Settings, tmp_path: Path) -> None:
+    register(settings, tmp_path, 0)
+    with catalog_session(settings) as session:
+        record_pin(session, "default", "clinic", "1")
+    retire_stage(settings, "clinic", "1")
+    assert [(garbage.kind, garbage.subject[:7]) for garbage in find_garbage(settings, NOW)] == [("retired", "clinic/")]
 
 
 def test_files_that_another_corpus_needs_stay(settings: Settings, tmp_path: Path) -> None:

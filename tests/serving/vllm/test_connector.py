@@ -13,6 +13,7 @@ import pytest
 from cartridge_core.inference.score import logits_behind
 from cartridge_core.rendering import render_turns
 from cartridge_core.serving.attachment import PARAMETER, AttachedCartridge, Attachment, attachment_key
+from tests.serving.shop import eventually
 from tests.serving.vllm.conftest import Shelf, put
 from tests.vllm_server import VllmServer
 
@@ -138,11 +139,19 @@ def test_preempted_and_resumed(client: Client) -> None:
 
 
 def test_what_was_dropped_is_loaded_again(client: Client) -> None:
-    asked = Asked(("e",))
-    dropping = client.attached(client.attachment("e", residency="drop"), client.prompt(asked.text))
-    client.check(asked, client.ask(asked, **dropping))
-    client.http.post("/reset_prefix_cache")
-    client.check(asked, client.ask(asked))
+    asked, fronts = Asked(("e",)), [Asked(("e",)), Asked(("a", "e"))]
+    digest = client.shelf.cartridges["e"].digest
+    for residency in ("drop", "erase"):
+        client.all(fronts)
+        attachment = client.attachment("e", residency=residency)
+        # One token alone: nothing has to be there to be let go.
+        letting_go = {"prompt": [0], "max_tokens": 1, "kv_transfer_params": {PARAMETER: attachment.signed(client.key)}}
+        assert client.ask(Asked(()), **letting_go).status_code == 200
+        # Files go behind the answer.
+        held = residency == "drop"
+        assert eventually(lambda: (digest in client.http.get("/cartridges").json()["held"]) is held)  # noqa: B023
+        client.http.post("/reset_prefix_cache")
+        client.check(asked, client.ask(asked))
 
 
 def test_chat_takes_the_same_tokens(client: Client) -> None:
