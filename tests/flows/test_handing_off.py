@@ -11,10 +11,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Completed, Crashed, Failed, Pending
 
 from flows import handing_off
 from flows.handing_off import HandedOffError, hand_off
+from flows.reap_runs import TAG, Reaper
 from flows.reporting import result_key, result_table
 
 STEP = "handed-off-step"
@@ -28,7 +29,7 @@ def step(number: int = 0) -> None:
 @pytest.fixture
 def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as connected:
-        step.to_deployment(name=STEP).apply()
+        step.to_deployment(name=STEP, tags=[TAG]).apply()
         yield connected
 
 
@@ -66,6 +67,32 @@ def test_a_crashed_step_is_started_anew_and_its_result_comes_back(
     between_looks(monkeypatch, ends(client, Crashed), tells(client, facts), ends(client, Completed))
     assert hand_off(STEP, {"number": 7, "other": None}) == facts
     assert newest(client).parameters == {"number": 7}
+
+
+def test_a_step_that_a_worker_took_and_never_started_is_started_anew(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[UUID] = []
+
+    def takes_it_and_dies() -> None:
+        taken.append(newest(client).id)
+        client.set_flow_run_state(taken[0], Pending(), force=True)
+
+    def reaps() -> None:
+        Reaper(client, 2, silence_seconds=3600, pending_seconds=0, crashed_within_hours=1).reap()
+
+    @flow(name="chain-that-waits")
+    def chain() -> dict[str, Any]:
+        return hand_off(STEP, {})
+
+    facts = {"digest": "abc"}
+    between_looks(monkeypatch, takes_it_and_dies, reaps, tells(client, facts), ends(client, Completed))
+    assert chain() == facts
+    first = client.read_flow_run(taken[0])
+    assert first.parent_task_run_id is not None
+    assert first.state is not None
+    assert first.state.is_crashed()
+    assert newest(client).id != first.id
 
 
 def test_a_failed_step_is_not_tried_again(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
