@@ -14,7 +14,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Completed, Crashed, Failed, Pending
 
 from flows import handing_off
-from flows.handing_off import HandedOffError, hand_off
+from flows.handing_off import HandedOffError, hand_off, set_going
 from flows.reap_runs import TAG, Reaper
 from flows.reporting import result_key, result_table
 
@@ -104,6 +104,20 @@ def test_a_failed_step_is_not_tried_again(client: SyncPrefectClient, monkeypatch
 def test_a_step_that_is_not_deployed_is_named(client: SyncPrefectClient) -> None:
     with pytest.raises(HandedOffError, match="prefect deploy --all"):
         hand_off("nobody-deployed-this", {})
+    with pytest.raises(HandedOffError, match="prefect deploy --all"):
+        set_going("nobody-deployed-this", {}, "anything")
+
+
+def test_a_purpose_has_one_run_at_a_time(client: SyncPrefectClient) -> None:
+    assert set_going(STEP, {"number": 1}, "spring")
+    first = newest(client).id
+    assert not set_going(STEP, {"number": 2}, "spring")
+    assert newest(client).id == first
+    assert set_going(STEP, {"number": 3}, "autumn")
+    client.set_flow_run_state(first, Failed(), force=True)
+    assert set_going(STEP, {"number": 4, "other": None}, "spring")
+    assert newest(client).parameters == {"number": 4}
+    assert not set_going(STEP, {"number": 5}, "spring")
 
 
 def test_who_waits_is_cancelled_and_so_is_the_step(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
