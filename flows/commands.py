@@ -127,7 +127,7 @@ def quickstart(
 def reap(
     max_requeues: Annotated[int, typer.Option(min=0, max=20, help="How often one run is started again.")] = 2,
     silence_seconds: Annotated[
-        float, typer.Option(min=90, help="A running run that said nothing for so long has crashed.")
+        float, typer.Option(min=90, help="A running run that was silent for so long, and half as long again, crashed.")
     ] = 120.0,
     pending_seconds: Annotated[
         float, typer.Option(min=30, help="A run that a worker took so long ago and never started is started again.")

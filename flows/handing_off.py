@@ -1,18 +1,26 @@
-"""Handing a step to a deployment of its own: it runs on the pool that it belongs to, and its caller waits without one.
+"""Handing work to a deployment of its own: it runs on the pool that it belongs to.
 
-The caller owns what it handed off: it starts a crashed step anew, and cancels it when it is cancelled itself.
+`hand_off` waits for a step, without a place on that pool. The caller owns the step: it starts a crashed one anew, and
+cancels it when it is cancelled itself. `set_going` waits for nothing and owns nothing.
 """
 
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from time import sleep
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -45,8 +53,7 @@ def hand_off(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
     Raises:
         HandedOffError: It failed, was cancelled, or crashed too often.
     """
-    given = {name: str(value) if hasattr(value, "__fspath__") else value for name, value in parameters.items()}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(parameters)
     with get_client(sync_client=True) as client:
         for attempt in range(1, MAX_CRASHES + 1):
             once = str(uuid4())  # an answer that was lost on its way starts no second step
@@ -63,6 +70,43 @@ def hand_off(flow: str, parameters: dict[str, Any]) -> dict[str, Any]:
     raise HandedOffError(
         f"{ended.name} ({ended.id}) ended as {told}.", f"Look at it with: prefect flow-run logs {ended.id}"
     )
+
+
+def set_going(flow: str, parameters: dict[str, Any], purpose: str) -> bool:
+    """Start a flow's deployment as a run that stands alone, unless one for the same purpose is under way.
+
+    However the last one ended, it does nothing more for the purpose. (Should the reaper start a crashed one again at
+    that moment, both find what the other finished.)
+
+    Args:
+        flow: Name of the flow and of its deployment.
+        parameters: By name; what is None is left to the deployment.
+        purpose: What the run is for. Its runs are numbered, so that two callers at the same time start one.
+
+    Returns:
+        Whether a run was started.
+
+    Raises:
+        HandedOffError: The server refuses, or stays away.
+    """
+    with get_client(sync_client=True) as client:
+        for attempt in count(1):
+            once = f"{purpose}/{attempt}"
+            wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[once]))
+            found = _asked(partial(client.read_flow_runs, flow_run_filter=wanted, limit=1))
+            if not found:
+                break
+            if found[0].state is None or not found[0].state.is_final():
+                return False
+    start = partial(run_deployment, f"{flow}/{flow}", parameters=_given(parameters), timeout=0, as_subflow=False)
+    _asked(partial(start, idempotency_key=once))
+    return True
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters as a deployment takes them: paths as text, nothing that is None."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return {name: str(value) if hasattr(value, "__fspath__") else value for name, value in given.items()}
 
 
 def _waited_for(client: SyncPrefectClient, run_id: UUID) -> FlowRun:

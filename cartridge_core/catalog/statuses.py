@@ -6,7 +6,6 @@ from enum import StrEnum
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from cartridge_core.catalog.audit import Action, record_event
 from cartridge_core.catalog.models import AliasRow, CartridgeRow, CorpusRow, CorpusVersionRow, StatusChangeRow
 from cartridge_core.errors import CatalogError
 
@@ -78,21 +77,6 @@ def change_status(
     )
     session.flush()
     return True
-
-
-def retire(session: Session, cartridge: CartridgeRow, *, reason: str = "", actor: str = "") -> None:
-    """Keep a Cartridge but let nobody promote it again.
-
-    Raises:
-        CatalogError: An alias points at it, or it was deleted.
-    """
-    hold(session, cartridge)
-    refuse_if_aliased(session, cartridge, "retire")
-    if status_of(session, cartridge) is Status.DELETED:
-        raise CatalogError(f"Cartridge {cartridge.digest[:12]} was deleted.", "There is nothing left to retire.")
-    if change_status(session, cartridge, Status.RETIRED, reason=reason, actor=actor):
-        subject = audit_subject(session, cartridge)
-        record_event(session, cartridge.tenant, Action.RETIRE, subject, actor=actor, details={"reason": reason})
 
 
 def audit_subject(session: Session, cartridge: CartridgeRow) -> str:

@@ -11,10 +11,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Completed, Crashed, Failed, Pending
 
 from flows import handing_off
-from flows.handing_off import HandedOffError, hand_off
+from flows.handing_off import HandedOffError, hand_off, set_going
+from flows.reap_runs import TAG, Reaper
 from flows.reporting import result_key, result_table
 
 STEP = "handed-off-step"
@@ -28,7 +29,7 @@ def step(number: int = 0) -> None:
 @pytest.fixture
 def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as connected:
-        step.to_deployment(name=STEP).apply()
+        step.to_deployment(name=STEP, tags=[TAG]).apply()
         yield connected
 
 
@@ -68,6 +69,32 @@ def test_a_crashed_step_is_started_anew_and_its_result_comes_back(
     assert newest(client).parameters == {"number": 7}
 
 
+def test_a_step_that_a_worker_took_and_never_started_is_started_anew(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[UUID] = []
+
+    def takes_it_and_dies() -> None:
+        taken.append(newest(client).id)
+        client.set_flow_run_state(taken[0], Pending(), force=True)
+
+    def reaps() -> None:
+        Reaper(client, 2, silence_seconds=3600, pending_seconds=0, crashed_within_hours=1).reap()
+
+    @flow(name="chain-that-waits")
+    def chain() -> dict[str, Any]:
+        return hand_off(STEP, {})
+
+    facts = {"digest": "abc"}
+    between_looks(monkeypatch, takes_it_and_dies, reaps, tells(client, facts), ends(client, Completed))
+    assert chain() == facts
+    first = client.read_flow_run(taken[0])
+    assert first.parent_task_run_id is not None
+    assert first.state is not None
+    assert first.state.is_crashed()
+    assert newest(client).id != first.id
+
+
 def test_a_failed_step_is_not_tried_again(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
     between_looks(monkeypatch, ends(client, lambda: Failed(message="Too little memory.")))
     with pytest.raises(HandedOffError, match="Too little memory"):
@@ -77,6 +104,20 @@ def test_a_failed_step_is_not_tried_again(client: SyncPrefectClient, monkeypatch
 def test_a_step_that_is_not_deployed_is_named(client: SyncPrefectClient) -> None:
     with pytest.raises(HandedOffError, match="prefect deploy --all"):
         hand_off("nobody-deployed-this", {})
+    with pytest.raises(HandedOffError, match="prefect deploy --all"):
+        set_going("nobody-deployed-this", {}, "anything")
+
+
+def test_a_purpose_has_one_run_at_a_time(client: SyncPrefectClient) -> None:
+    assert set_going(STEP, {"number": 1}, "spring")
+    first = newest(client).id
+    assert not set_going(STEP, {"number": 2}, "spring")
+    assert newest(client).id == first
+    assert set_going(STEP, {"number": 3}, "autumn")
+    client.set_flow_run_state(first, Failed(), force=True)
+    assert set_going(STEP, {"number": 4, "other": None}, "spring")
+    assert newest(client).parameters == {"number": 4}
+    assert not set_going(STEP, {"number": 5}, "spring")
 
 
 def test_who_waits_is_cancelled_and_so_is_the_step(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:

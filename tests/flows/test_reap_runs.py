@@ -13,11 +13,22 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, State
+from prefect.states import (
+    Cancelled,
+    Cancelling,
+    Completed,
+    Crashed,
+    Failed,
+    InfrastructurePending,
+    Pending,
+    Running,
+    State,
+)
 from typer.testing import CliRunner
 
 from cartridge_core.errors import SettingsError
 from flows.commands import reap
+from flows.liveness import is_silent
 from flows.reap_runs import REQUEUED, TAG, Reaper
 
 
@@ -59,8 +70,14 @@ def state_of(client: SyncPrefectClient, run_id: UUID) -> tuple[StateType, str]:
     return state.type, str(state.name)
 
 
-def reaper(client: SyncPrefectClient, max_requeues: int = 2, silence: float = 3600, pending: float = 3600) -> Reaper:
-    return Reaper(client, max_requeues, silence, pending, crashed_within_hours=1)
+def reaper(
+    client: SyncPrefectClient,
+    max_requeues: int = 2,
+    silence: float = 3600,
+    pending: float = 3600,
+    pause: float | None = 0.0,
+) -> Reaper:
+    return Reaper(client, max_requeues, silence, pending, crashed_within_hours=1, pause_seconds=pause)
 
 
 def test_a_crashed_run_is_started_again_so_often_and_no_more(client: SyncPrefectClient) -> None:
@@ -93,14 +110,54 @@ def test_a_run_whose_heart_stopped_crashed_and_a_live_one_did_not(client: SyncPr
     assert state_of(client, deaf)[0] is StateType.RUNNING
 
 
+def test_who_is_heard_again_after_the_servers_absence_is_alive(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, dead = run_in(client, Running()), run_in(client, Running())
+    for run in (live, dead):
+        beat(client, run)
+        wait_until_silent(client, run, True)  # the server's absence, in which nobody was heard
+    paused: list[float] = []
+
+    def until_the_next_beat(seconds: float) -> None:
+        paused.append(seconds)
+        beat(client, live)
+        wait_until_silent(client, live, False)
+
+    monkeypatch.setattr("flows.reap_runs.sleep", until_the_next_beat)
+    reaper(client, silence=2, pause=None).reap()
+    assert paused == [1.0]
+    assert state_of(client, live)[0] is StateType.RUNNING
+    assert state_of(client, dead) == (StateType.SCHEDULED, REQUEUED)
+    reaper(client, silence=3600, pause=None).reap()
+    assert len(paused) == 1  # nobody is silent, nothing is waited for
+
+
+def wait_until_silent(client: SyncPrefectClient, run_id: UUID, silent: bool) -> None:
+    """Wait until the server says that a run was silent for 2 s, or was not; it writes events down a moment later."""
+    run, deadline = client.read_flow_run(run_id), time.monotonic() + 20
+    while is_silent(client, run, 2) is not silent:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_run_that_nobody_started_and_one_that_nobody_cancels(client: SyncPrefectClient) -> None:
     pending, cancelling = run_in(client, Pending()), run_in(client, Running(), Cancelling())
+    waiting = run_in(client, Pending(), InfrastructurePending())
     reaper(client).reap()
     assert state_of(client, pending)[0] is StateType.PENDING
     assert state_of(client, cancelling)[0] is StateType.CANCELLING
     reaper(client, pending=0).reap()
     assert state_of(client, pending) == (StateType.SCHEDULED, REQUEUED)
     assert state_of(client, cancelling)[0] is StateType.CANCELLED
+    # Its container exists and waits for room in a cluster.
+    assert state_of(client, waiting) == (StateType.PENDING, "InfrastructurePending")
+
+
+def test_a_run_that_nobody_starts_is_given_up_at_last(client: SyncPrefectClient) -> None:
+    run = run_in(client, Pending())
+    assert reaper(client, max_requeues=0, pending=0).reap()["given_up"] > 0
+    assert state_of(client, run)[0] is StateType.CRASHED
 
 
 @pytest.mark.parametrize("ended", [Completed, Failed, Cancelled])

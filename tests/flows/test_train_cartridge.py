@@ -1,5 +1,6 @@
 """The flow `train-cartridge`: the stages in order, once, with what Prefect shows of them."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -7,7 +8,7 @@ import pytest
 
 from cartridge_core.catalog import catalog_session, list_cartridges
 from cartridge_core.errors import CorpusError
-from cartridge_core.publishing import PromotionGate
+from cartridge_core.publishing import PromotionGate, promote
 from cartridge_core.stages.build import build
 from cartridge_core.stages.fit import _trained
 from cartridge_core.training.config import TrainingConfig
@@ -71,11 +72,22 @@ def test_the_chain_runs_once_and_is_the_same_without_prefect(prefect_server: str
     assert all("romoted:** " in one["data"] and "| ICL, whole corpus |" in one["data"] for one in summaries)
 
 
-def test_a_changed_corpus_is_trained_again_from_its_last_cartridge(prefect_server: str, workplace: Workplace) -> None:
+def test_a_changed_corpus_is_trained_again_from_its_champion(
+    prefect_server: str, workplace: Workplace, tmp_path: Path
+) -> None:
     sizes = SIZES | {"study_config": workplace.study_file}
     first = train_cartridge("wards", [workplace.documents], questions=workplace.questions, **sizes)
-    refresh = {"steps": SIZES["steps"], "study_config": workplace.study_file}
-    assert refresh_stale_cartridges(**refresh) == {"looked_at": ["wards"], "trained_again": []}
+    config = tmp_path / "training.toml"
+    config.write_text("warmup_steps = 3\n", encoding="utf-8")
+    refresh = {
+        "steps": SIZES["steps"],
+        "study_config": workplace.study_file,
+        "training_config": config,
+        "questions": {"wards": workplace.questions},
+    }
+    assert refresh_stale_cartridges(**refresh)["without_champion"] == ["wards"]
+    promote(workplace.settings, "wards", force=True, reason="so small a model does not pass the gate")
+    assert refresh_stale_cartridges(**refresh)["fresh"] == ["wards"]
     with (workplace.documents / "ward.md").open("a", encoding="utf-8") as stream:
         stream.write("The ward of patient 12 is 84.\n")
     assert refresh_stale_cartridges(**refresh)["trained_again"] == ["wards"]
@@ -84,9 +96,11 @@ def test_a_changed_corpus_is_trained_again_from_its_last_cartridge(prefect_serve
     (warm,) = (c for c in _trained(workplace.settings) if c.digest == newest.digest)
     started = warm.product.inputs["config"]["initialization_options"]
     assert started["cartridge"] == first["cartridge"]["digest"]
+    assert warm.product.inputs["config"]["warmup_steps"] == 3
     assert newest.num_tokens == SIZES["num_tokens"]
-    # The gate lets so small a model pass in neither case; asking again trains nothing.
-    assert refresh_stale_cartridges(**refresh)["trained_again"] == []
+    assert (newest.benchmark, newest.num_questions) == ("closed_answer", 6)  # the user's exam
+    # The gate refused the new one, and training again would end the same.
+    assert refresh_stale_cartridges(**refresh)["waiting_for_promotion"] == ["wards"]
 
 
 def test_without_questions_the_model_asks_them(prefect_server: str, workplace: Workplace) -> None:

@@ -140,7 +140,7 @@ def reaping(stack: Stack) -> Iterator[None]:
 def _say(outcome: "Outcome") -> None:
     verdict = "once" if outcome.completed and not outcome.problems else f"NOT ONCE {outcome.problems}"
     print(
-        f"run {outcome.number:3d}  {outcome.fault:9s} after {outcome.delay:4.1f} s  {outcome.seconds:6.1f} s  "
+        f"run {outcome.number:3d}  {outcome.fault:10s} after {outcome.delay:4.1f} s  {outcome.seconds:6.1f} s  "
         f"{outcome.resumes} resumes  {verdict}",
         flush=True,
     )

@@ -41,12 +41,26 @@ def kill_flow(strike: Strike) -> None:
 
 def kill_trainer(strike: Strike) -> None:
     """The process of the step that was handed to the gpu pool, as soon as there is one."""
+    _kill(_step_processes(strike))
+
+
+def kill_gpu_worker(strike: Strike) -> None:
+    """The machine of the gpu pool, as soon as it took the chain's step, which is pending while its process starts."""
+    if _step_processes(strike):
+        worker = strike.stack.workers[1]
+        worker.kill()
+        time.sleep(AWAY_SECONDS)
+        worker.start()
+
+
+def _step_processes(strike: Strike) -> list[psutil.Process]:
+    """Those of the chain's steps on the gpu pool, once there are some; none where no step was handed off in time."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if processes := strike.stack.flow_processes(frozenset(strike.step_ids()).__contains__):
-            return _kill(processes)
+            return processes
         time.sleep(0.2)
-    return None
+    return []
 
 
 def kill_worker(strike: Strike) -> None:
@@ -127,7 +141,10 @@ FAULTS: dict[str, Callable[[Strike], None]] = {
     "worker": kill_worker,
     "s3-hang": hang_s3,
     "s3-cut": cut_s3,
+    "gpu-worker": kill_gpu_worker,
 }
+AT_STEPS = frozenset({"trainer", "gpu-worker"})
+"""Faults that strike steps on the gpu pool, so that the chain must hand them off."""
 
 
 def fault_of(seed: int, number: int, kinds: list[str]) -> tuple[str, float]:

@@ -29,7 +29,7 @@ from cartridge_core.stages.fit import find_cartridge
 from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.study import find_dataset
 from cartridge_core.storage import get_folder, open_store
-from tests.proofs.chaos_faults import FAULTS, Strike
+from tests.proofs.chaos_faults import AT_STEPS, FAULTS, Strike
 from tests.proofs.chaos_services import Stack
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def carry_out(stack: Stack, number: int, fault: str, delay: float) -> Outcome:
         "steps": STEPS,
         "study_config": str(folder / "study.toml"),
         "training_config": str(folder / "training.toml"),
-        "hand_off_gpu_steps": fault == "trainer",
+        "hand_off_gpu_steps": fault in AT_STEPS,
     }
     with get_client(sync_client=True) as client:
         deployment = patiently(lambda: client.read_deployment_by_name("train-cartridge/train-cartridge"))

@@ -10,7 +10,7 @@ import pytest
 from cartridge_core.serving.cache import CartridgeCache
 from cartridge_core.serving.errors import ArtifactUnavailableError, NotLoadedError, UnknownModelError
 from cartridge_core.serving.resolver import ResolvedCartridge
-from tests.catalog.rows import REFERENCE
+from tests.samples import REFERENCE
 
 ONE = ResolvedCartridge(
     "default", "clinic", 1, "champion", ("champion",), "d1", REFERENCE, 10, 100, "key", "c", "2026-01-01T00:00:00+00:00"

@@ -33,7 +33,8 @@ from cartridge_core.serving.model_name import CorpusReference
 from cartridge_core.serving.remembered import Freshness, Remembered
 from cartridge_core.serving.resolver import Catalogue, Resolver
 from cartridge_core.settings import Settings
-from tests.catalog.rows import REFERENCE, add_cartridge
+from tests.catalog.rows import add_cartridge
+from tests.samples import REFERENCE
 
 OTHER = REFERENCE.model_copy(update={"id": "other", "revision": "r9"})
 T = TypeVar("T")
