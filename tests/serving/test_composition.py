@@ -25,9 +25,10 @@ from cartridge_core.stages.ingest import ingest
 from cartridge_core.stages.local_copies import cache_folder
 from cartridge_core.stages.retire import retire
 from tests.conftest import build_tiny_base, build_tokenizer
+from tests.samples import cartridge_of
 from tests.serving.shop import ICL_TOKENS, Running, Shop, events, serving, text_of
 from tests.serving.test_admin import Operator
-from tests.serving.test_fetching import make, stored
+from tests.serving.test_fetching import stored
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +262,7 @@ def test_all_corpora_can_stand_in_the_prompt_instead(shop: Shop, tmp_path: Path)
 
 def test_the_engine_keeps_compositions_within_its_bound(each_base: BaseModel, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
-    made = [make(each_base, list(range(start, start + 9))) for start in (30, 60)]
+    made = [cartridge_of(each_base, list(range(start, start + 9))) for start in (30, 60)]
     first, second = (stored(settings, one, tmp_path / one.digest) for one in made)
     prompt = (70, 71, 72)
     right = generate(each_base, compose(made), [list(prompt)], GenerationConfig(max_new_tokens=8))[0]

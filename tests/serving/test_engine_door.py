@@ -14,8 +14,9 @@ from cartridge_core.serving.resolver import ResolvedCartridge
 from cartridge_core.serving.vllm_body import Bodies
 from cartridge_core.settings import Settings
 from cartridge_core.stages.local_copies import LocalCopies, cache_folder
+from tests.samples import cartridge_of
 from tests.serving.engines import KEY, StubVllm
-from tests.serving.test_fetching import make, stored
+from tests.serving.test_fetching import stored
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def three(
     settings: Settings, tiny_base: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[ResolvedCartridge]:
     """Three Cartridges in a store, and room for one on this machine."""
-    made: list[Cartridge] = [make(tiny_base("llama"), list(range(start, start + 5))) for start in (20, 40, 60)]
+    made: list[Cartridge] = [cartridge_of(tiny_base("llama"), list(range(start, start + 5))) for start in (20, 40, 60)]
     found = [stored(settings, one, tmp_path / one.digest) for one in made]
     size = sum(path.stat().st_size for path in (tmp_path / made[0].digest).iterdir())
     monkeypatch.setenv("CARTRIDGE_LOCAL_COPY_BYTES", str(size * 3 // 2))

@@ -19,7 +19,8 @@ from cartridge_core.serving.errors import ContextLengthError, DamagedCartridgeEr
 from cartridge_core.serving.local_engine import LocalEngine, LocalEngineConfig
 from cartridge_core.serving.sampling_params import SamplingParams
 from cartridge_core.settings import Settings
-from tests.serving.test_fetching import make, stored
+from tests.samples import cartridge_of
+from tests.serving.test_fetching import stored
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 
@@ -30,7 +31,7 @@ class Place:
     def __init__(self, base: BaseModel, folder: Path) -> None:
         self.base = base
         self.settings = Settings(home=folder / "home")
-        made = [make(base, list(range(start, start + 9))) for start in (30, 60)]
+        made = [cartridge_of(base, list(range(start, start + 9))) for start in (30, 60)]
         self.cartridges = [stored(self.settings, one, folder / one.digest) for one in made]
         self.prefixes: list[PrefixKV | None] = [one.prefix() for one in made]
 

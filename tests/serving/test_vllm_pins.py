@@ -14,8 +14,9 @@ from cartridge_core.serving.attachment import PARAMETER
 from cartridge_core.serving.errors import ArtifactUnavailableError, EngineError, UnknownModelError
 from cartridge_core.serving.vllm_engine import VllmConfig, VllmEngine
 from cartridge_core.settings import Settings
+from tests.samples import cartridge_of
 from tests.serving.engines import KEY, StubEngine
-from tests.serving.test_fetching import make, stored
+from tests.serving.test_fetching import stored
 
 
 class Shelf:
@@ -23,7 +24,7 @@ class Shelf:
 
     def __init__(self, base: BaseModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settings = Settings(home=folder / "home", attachment_key=KEY)
-        made = [make(base, list(range(start, start + 5))) for start in (20, 40)]
+        made = [cartridge_of(base, list(range(start, start + 5))) for start in (20, 40)]
         self.clinic, self.law = (stored(self.settings, one, folder / one.digest) for one in made)
         root = self.settings.artifact_root
         self.engines = [StubEngine(folder / name, root, monkeypatch) for name in ("first", "second")]
