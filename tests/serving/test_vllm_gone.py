@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from cartridge_core.catalog import catalog_session, find_cartridge
 from cartridge_core.models import BaseModel
 from cartridge_core.serving import gone, replicas, vllm_errands
+from cartridge_core.serving.attachment import Keeping
 from cartridge_core.serving.gone import erase_gone
 from cartridge_core.serving.resolver import Catalogue, ResolvedCartridge, resolved_of
+from cartridge_core.serving.vllm_body import PLACEHOLDER, Bodies
 from cartridge_core.serving.vllm_engine import VllmConfig, VllmEngine
 from cartridge_core.stages.retire import retire
 from tests.serving.engines import KEY, StubEngine
@@ -73,6 +76,14 @@ def chain(tiny_base: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: py
     yield chain
     for engine in chain.engines:
         engine.stop()
+
+
+def test_an_errand_that_lets_go_has_nothing_in_front(chain: Chain) -> None:
+    clinic, bodies = chain.found("clinic"), Bodies("reference", KEY.encode())
+    prompts = {residency: bodies.errand(clinic, residency)["prompt"] for residency in get_args(Keeping)}
+    whole = [PLACEHOLDER] * (clinic.num_tokens + 1)
+    alone = [PLACEHOLDER]
+    assert prompts == {"cached": whole, "pin": whole, "unpin": alone, "drop": alone, "erase": alone}
 
 
 def test_every_server_lets_it_go_from_memory_and_disk(chain: Chain) -> None:
