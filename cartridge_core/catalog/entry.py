@@ -1,7 +1,7 @@
 """A Cartridge as the catalog tells about it, gathered from all tables."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -73,63 +73,8 @@ class CatalogEntry(BaseModel):
     """Folder of the newest report in the artifact store."""
 
 
-EntrySelect: TypeAlias = (
-    "Select[CartridgeRow, str, CorpusVersionRow, BaseModelRow, str | None, RegistrationRow, EvaluationRow]"
-)
+EntrySelect: TypeAlias = "Select[*tuple[Any, ...]]"
 """What selects entries."""
-
-
-def entry_rows(tenant: str | BindParameter[str]) -> EntrySelect:
-    """A statement over everything that entries are made of but their aliases, for `entries_of` to run.
-
-    It selects from `CartridgeRow`, `CorpusRow` and the rows beside them; further conditions, order and limit may be
-    added. What is newest is looked up by index for each Cartridge, so that one of a large catalog costs what one of a
-    small one does.
-    """
-    return (
-        select(CartridgeRow, CorpusRow.name, CorpusVersionRow, BaseModelRow, STATUS, RegistrationRow, EvaluationRow)
-        .join(CorpusVersionRow, CorpusVersionRow.id == CartridgeRow.corpus_version_id)
-        .join(CorpusRow, CorpusRow.id == CorpusVersionRow.corpus_id)
-        .join(BaseModelRow, BaseModelRow.id == CartridgeRow.base_model_id)
-        .outerjoin(RegistrationRow, RegistrationRow.id == _newest(RegistrationRow))
-        .outerjoin(EvaluationRow, EvaluationRow.id == _newest(EvaluationRow))
-        .where(CartridgeRow.tenant == tenant)
-    )
-
-
-def entries_of(
-    session: Session, tenant: str, rows: EntrySelect, values: Mapping[str, str] | None = None
-) -> list[CatalogEntry]:
-    """Entries that a statement made of `entry_rows` selects, in its order; `values` are those of its parameters."""
-    found = session.execute(rows, values).all()
-    ids = [row[0].id for row in found]
-    aliases: dict[int, list[str]] = defaultdict(list)
-    for cartridge_id, name in session.execute(_ALIASES, {"tenant": tenant, "ids": ids}).tuples():
-        aliases[cartridge_id].append(name)
-    return [
-        CatalogEntry(
-            cartridge_id=cartridge.id,
-            tenant=tenant,
-            corpus=corpus,
-            corpus_version=version.number,
-            corpus_digest=version.digest,
-            base_model=BaseModelIdentity(
-                id=base.model_id,
-                revision=base.revision,
-                config_digest=base.config_digest,
-                tokenizer_digest=base.tokenizer_digest,
-            ),
-            digest=cartridge.digest,
-            num_tokens=cartridge.num_tokens,
-            kv_bytes=cartridge.kv_bytes,
-            created_at=cartridge.created_at,
-            status=Status.REGISTERED if status is None else Status(status),
-            aliases=tuple(aliases[cartridge.id]),
-            **({} if registration is None else _registered(registration)),
-            **({} if evaluation is None else _evaluated(evaluation)),
-        )
-        for cartridge, corpus, version, base, status, registration, evaluation in found
-    ]
 
 
 def _newest(table: type[RegistrationRow | EvaluationRow | StatusChangeRow]) -> ScalarSelect[int]:
@@ -153,6 +98,74 @@ STATUS: ScalarSelect[str | None] = (
 )
 """The newest status of a statement's Cartridge; NULL where nothing was said."""
 
+_BASE_MODEL = {
+    "id": BaseModelRow.model_id,
+    "revision": BaseModelRow.revision,
+    "config_digest": BaseModelRow.config_digest,
+    "tokenizer_digest": BaseModelRow.tokenizer_digest,
+}
+# Columns by name, not whole rows of six tables: a resolution is asked for with every request.
+_FIELDS: dict[str, Any] = {
+    "cartridge_id": CartridgeRow.id,
+    "corpus": CorpusRow.name,
+    "corpus_version": CorpusVersionRow.number,
+    "corpus_digest": CorpusVersionRow.digest,
+    "digest": CartridgeRow.digest,
+    "num_tokens": CartridgeRow.num_tokens,
+    "kv_bytes": CartridgeRow.kv_bytes,
+    "created_at": CartridgeRow.created_at,
+    "status": STATUS,
+    "model_name": RegistrationRow.model_name,
+    "version": RegistrationRow.version,
+    "model_id": RegistrationRow.model_id,
+    "run_id": RegistrationRow.run_id,
+    "artifact_uri": RegistrationRow.artifact_uri,
+    "artifact_key": RegistrationRow.artifact_key,
+    "size_bytes": RegistrationRow.size_bytes,
+    "benchmark": EvaluationRow.benchmark,
+    "num_questions": EvaluationRow.num_questions,
+    "score": EvaluationRow.score,
+    "icl_score": EvaluationRow.icl_score,
+    "report_digest": EvaluationRow.digest,
+    "report_key": EvaluationRow.report_key,
+}
+_COLUMNS = (
+    *_FIELDS.values(),
+    *_BASE_MODEL.values(),
+    EvaluationRow.figures,
+)
+
+
+def entry_rows(tenant: str | BindParameter[str]) -> EntrySelect:
+    """A statement over everything that entries are made of but their aliases, for `entries_of` to run.
+
+    It selects from `CartridgeRow`, `CorpusRow` and the rows beside them; further conditions, order and limit may be
+    added. What is newest is looked up by index for each Cartridge, so that one of a large catalog costs what one of a
+    small one does.
+    """
+    return (
+        select(*_COLUMNS)
+        .select_from(CartridgeRow)
+        .join(CorpusVersionRow, CorpusVersionRow.id == CartridgeRow.corpus_version_id)
+        .join(CorpusRow, CorpusRow.id == CorpusVersionRow.corpus_id)
+        .join(BaseModelRow, BaseModelRow.id == CartridgeRow.base_model_id)
+        .outerjoin(RegistrationRow, RegistrationRow.id == _newest(RegistrationRow))
+        .outerjoin(EvaluationRow, EvaluationRow.id == _newest(EvaluationRow))
+        .where(CartridgeRow.tenant == tenant)
+    )
+
+
+def entries_of(
+    session: Session, tenant: str, rows: EntrySelect, values: Mapping[str, str] | None = None
+) -> list[CatalogEntry]:
+    """Entries that a statement made of `entry_rows` selects, in its order; `values` are those of its parameters."""
+    found = session.execute(rows, values).all()
+    aliases: dict[int, list[str]] = defaultdict(list)
+    ids = [row[0] for row in found]
+    for cartridge_id, name in session.execute(_ALIASES, {"tenant": tenant, "ids": ids}).tuples():
+        aliases[cartridge_id].append(name)
+    return [_entry(tenant, row, aliases[row[0]]) for row in found]
+
 
 _ALIASES = (
     select(AliasRow.cartridge_id, AliasRow.name)
@@ -161,18 +174,14 @@ _ALIASES = (
 )
 
 
-def _registered(row: RegistrationRow) -> dict[str, Any]:
-    names = ("model_name", "version", "model_id", "run_id", "artifact_uri", "artifact_key", "size_bytes")
-    return {name: getattr(row, name) for name in names}
-
-
-def _evaluated(row: EvaluationRow) -> dict[str, Any]:
-    return {
-        "benchmark": row.benchmark,
-        "num_questions": row.num_questions,
-        "score": row.score,
-        "icl_score": row.icl_score,
-        "icl_tokens": row.figures.get("icl_tokens"),
-        "report_digest": row.digest,
-        "report_key": row.report_key,
-    }
+def _entry(tenant: str, row: Sequence[Any], aliases: list[str]) -> CatalogEntry:
+    fields = dict(zip(_FIELDS, row, strict=False))
+    status, base, figures = fields.pop("status"), row[len(_FIELDS) : -1], row[-1]
+    return CatalogEntry(
+        **fields,
+        tenant=tenant,
+        base_model=BaseModelIdentity(**dict(zip(_BASE_MODEL, base, strict=True))),
+        status=Status.REGISTERED if status is None else Status(status),
+        aliases=tuple(aliases),
+        icl_tokens=None if figures is None else figures.get("icl_tokens"),
+    )
