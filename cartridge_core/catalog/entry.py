@@ -159,10 +159,13 @@ def entries_of(
     session: Session, tenant: str, rows: EntrySelect, values: Mapping[str, str] | None = None
 ) -> list[CatalogEntry]:
     """Entries that a statement made of `entry_rows` selects, in its order; `values` are those of its parameters."""
-    found = session.execute(rows, values).all()
+    # Asked below the ORM, which has nothing to add to columns and takes its time to find that out.
+    session.flush()
+    connection = session.connection()
+    found = connection.execute(rows, values).all()
     aliases: dict[int, list[str]] = defaultdict(list)
     ids = [row[0] for row in found]
-    for cartridge_id, name in session.execute(_ALIASES, {"tenant": tenant, "ids": ids}).tuples():
+    for cartridge_id, name in connection.execute(_ALIASES, {"tenant": tenant, "ids": ids}).tuples():
         aliases[cartridge_id].append(name)
     return [_entry(tenant, row, aliases[row[0]]) for row in found]
 
