@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
-from cartridge_core.cli.options import Model, Teachers
+from cartridge_core.cli.options import MaxErrorShare, MinQuestions, MinScoreWithoutIcl, Model, Teachers
 from cartridge_core.errors import SettingsError
 
 QUIET_PREFECT = {
@@ -64,6 +64,9 @@ def build(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     min_share_of_icl: Annotated[float, typer.Option(help="The gate: share of in-context learning's score.")] = 0.95,
+    min_score_without_icl: MinScoreWithoutIcl = None,
+    min_questions: MinQuestions = None,
+    max_error_share: MaxErrorShare = None,
     seed: Annotated[int | None, typer.Option(help="Seed of study and training.")] = None,
     study_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the study.")] = None,
     training_config: Annotated[Path | None, typer.Option(help="TOML file with fields of the training.")] = None,
@@ -88,6 +91,9 @@ def build(
             steps=steps,
             learning_rate=learning_rate,
             min_share_of_icl=min_share_of_icl,
+            min_score_without_icl=min_score_without_icl,
+            min_questions=min_questions,
+            max_error_share=max_error_share,
             seed=seed,
             study_config=study_config,
             training_config=training_config,

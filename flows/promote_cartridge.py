@@ -8,8 +8,9 @@ from prefect import flow
 from cartridge_core.catalog import CHAMPION
 from cartridge_core.publishing import PromotionGate, promote
 from cartridge_core.settings import Settings
+from cartridge_core.stages.config import config_of
 from flows.naming import run_name
-from flows.parameters import Name, Share
+from flows.parameters import Name, NumQuestions, ScoreShare, Share
 from flows.reporting import show_markdown, tell_result
 from flows.retrying import with_retries
 
@@ -21,6 +22,9 @@ def promote_cartridge(
     min_share_of_icl: Share = 0.95,
     alias: Name = CHAMPION,
     reason: str = "",
+    min_score_without_icl: ScoreShare | None = None,
+    min_questions: NumQuestions | None = None,
+    max_error_share: ScoreShare | None = None,
 ) -> dict[str, Any]:
     """Ask the gate and move the alias. A refusal is a result, not a failure of the run.
 
@@ -30,11 +34,21 @@ def promote_cartridge(
         min_share_of_icl: The gate: at least this share of in-context learning's score.
         alias: What to move.
         reason: Why, for the record.
+        min_score_without_icl: The gate: at least this score where the corpus does not fit the model's window; None for
+            the gate's own.
+        min_questions: The gate: at least so many questions; None for the gate's own.
+        max_error_share: The gate: at most this share of questions that could not be asked; None for the gate's own.
 
     Returns:
         Whether it passed and moved, and the reasons.
     """
-    gate = PromotionGate(min_share_of_icl=min_share_of_icl)
+    gate = config_of(
+        PromotionGate,
+        min_share_of_icl=min_share_of_icl,
+        min_score_without_icl=min_score_without_icl,
+        min_questions=min_questions,
+        max_error_share=max_error_share,
+    )
     promotion = with_retries(
         "promote",
         lambda: promote(Settings(), corpus, reference, alias=alias, gate=gate, reason=reason, actor="prefect"),

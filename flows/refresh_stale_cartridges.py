@@ -10,7 +10,7 @@ from cartridge_core.progress import Progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.staleness import Standing, Watched, corpus_names, look_again
 from flows.handing_off import set_going
-from flows.parameters import Name, NumConversations, Processes, Share, Steps, Teachers
+from flows.parameters import Name, NumConversations, NumQuestions, Processes, ScoreShare, Share, Steps, Teachers
 from flows.reporting import progress_artifact, tell_result
 from flows.retrying import with_retries
 from flows.train_cartridge import train_cartridge
@@ -33,6 +33,9 @@ def refresh_stale_cartridges(
     num_conversations: NumConversations | None = None,
     steps: Steps | None = None,
     min_share_of_icl: Share = 0.95,
+    min_score_without_icl: ScoreShare | None = None,
+    min_questions: NumQuestions | None = None,
+    max_error_share: ScoreShare | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,
     processes: Processes = 1,
@@ -49,6 +52,10 @@ def refresh_stale_cartridges(
         num_conversations: Conversations to study; None for the configuration's own number.
         steps: Optimiser steps; None for the configuration's own number.
         min_share_of_icl: The gate: at least this share of in-context learning's score.
+        min_score_without_icl: The gate: at least this score where the corpus does not fit the model's window; None for
+            the gate's own.
+        min_questions: The gate: at least so many questions; None for the gate's own.
+        max_error_share: The gate: at most this share of questions that could not be asked; None for the gate's own.
         study_config: TOML file of the study's configuration.
         training_config: TOML file of the training's configuration.
         processes: Processes of the worker's machine that train together.
@@ -69,6 +76,9 @@ def refresh_stale_cartridges(
         "num_conversations": num_conversations,
         "steps": steps,
         "min_share_of_icl": min_share_of_icl,
+        "min_score_without_icl": min_score_without_icl,
+        "min_questions": min_questions,
+        "max_error_share": max_error_share,
         "study_config": study_config,
         "training_config": training_config,
         "processes": processes,

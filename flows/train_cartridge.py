@@ -22,9 +22,11 @@ from flows.parameters import (
     Name,
     NoOrSteps,
     NumConversations,
+    NumQuestions,
     NumTokens,
     Paths,
     Processes,
+    ScoreShare,
     Seed,
     Share,
     Steps,
@@ -54,6 +56,9 @@ def train_cartridge(
     steps: Steps | None = None,
     learning_rate: LearningRate | None = None,
     min_share_of_icl: Share = 0.95,
+    min_score_without_icl: ScoreShare | None = None,
+    min_questions: NumQuestions | None = None,
+    max_error_share: ScoreShare | None = None,
     seed: Seed | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,
@@ -77,6 +82,10 @@ def train_cartridge(
         steps: Optimiser steps; None for the configuration's own number.
         learning_rate: Peak learning rate; None for the configuration's own.
         min_share_of_icl: The gate: at least this share of in-context learning's score.
+        min_score_without_icl: The gate: at least this score where the corpus does not fit the model's window; None for
+            the gate's own.
+        min_questions: The gate: at least so many questions; None for the gate's own.
+        max_error_share: The gate: at most this share of questions that could not be asked; None for the gate's own.
         seed: Seed of study and training; None for the configuration's own.
         study_config: TOML file of the study's configuration.
         training_config: TOML file of the training's configuration.
@@ -93,6 +102,12 @@ def train_cartridge(
     Returns:
         What each stage said about its product, by stage.
     """
+    gate: dict[str, Any] = {
+        "min_share_of_icl": min_share_of_icl,
+        "min_score_without_icl": min_score_without_icl,
+        "min_questions": min_questions,
+        "max_error_share": max_error_share,
+    }
     with one_heart():
         ingested = patiently(lambda: ingest_corpus(corpus, paths))
         version = ingested["digest"]
@@ -125,7 +140,7 @@ def train_cartridge(
         asked = {"corpus": corpus, "cartridge": cartridge, "questions": questions, "version": version, "model": model}
         graded = step("evaluate-cartridge", asked)
         registered = patiently(lambda: register_cartridge(corpus, cartridge, graded["digest"], version))
-        promoted = patiently(lambda: promote_cartridge(corpus, cartridge, min_share_of_icl))
+        promoted = patiently(lambda: promote_cartridge(corpus, cartridge, **gate))
     told = {
         "corpus": ingested,
         "dataset": studied,

@@ -3,11 +3,11 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import BindParameter, ScalarSelect, Select, bindparam, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from cartridge_core.catalog.models import (
     AliasRow,
@@ -73,13 +73,17 @@ class CatalogEntry(BaseModel):
     """Folder of the newest report in the artifact store."""
 
 
+Value = TypeVar("Value")
+
 EntrySelect: TypeAlias = "Select[*tuple[Any, ...]]"
 """What selects entries."""
 
 
-def _newest(table: type[RegistrationRow | EvaluationRow | StatusChangeRow]) -> ScalarSelect[int]:
+def _newest(
+    table: type[RegistrationRow | EvaluationRow | StatusChangeRow], column: InstrumentedAttribute[Value]
+) -> ScalarSelect[Value]:
     return (
-        select(table.id)
+        select(column)
         .where(table.tenant == CartridgeRow.tenant, table.cartridge_id == CartridgeRow.id)
         .order_by(table.id.desc())
         .limit(1)
@@ -88,14 +92,7 @@ def _newest(table: type[RegistrationRow | EvaluationRow | StatusChangeRow]) -> S
     )
 
 
-STATUS: ScalarSelect[str | None] = (
-    select(StatusChangeRow.status)
-    .where(StatusChangeRow.tenant == CartridgeRow.tenant, StatusChangeRow.cartridge_id == CartridgeRow.id)
-    .order_by(StatusChangeRow.id.desc())
-    .limit(1)
-    .correlate(CartridgeRow)
-    .scalar_subquery()
-)
+STATUS = _newest(StatusChangeRow, StatusChangeRow.status)
 """The newest status of a statement's Cartridge; NULL where nothing was said."""
 
 _BASE_MODEL = {
@@ -149,8 +146,8 @@ def entry_rows(tenant: str | BindParameter[str]) -> EntrySelect:
         .join(CorpusVersionRow, CorpusVersionRow.id == CartridgeRow.corpus_version_id)
         .join(CorpusRow, CorpusRow.id == CorpusVersionRow.corpus_id)
         .join(BaseModelRow, BaseModelRow.id == CartridgeRow.base_model_id)
-        .outerjoin(RegistrationRow, RegistrationRow.id == _newest(RegistrationRow))
-        .outerjoin(EvaluationRow, EvaluationRow.id == _newest(EvaluationRow))
+        .outerjoin(RegistrationRow, RegistrationRow.id == _newest(RegistrationRow, RegistrationRow.id))
+        .outerjoin(EvaluationRow, EvaluationRow.id == _newest(EvaluationRow, EvaluationRow.id))
         .where(CartridgeRow.tenant == tenant)
     )
 

@@ -8,7 +8,7 @@ import typer
 from cartridge_core.catalog import CompositionEntry, catalog_session, find_cartridge, manifest_of
 from cartridge_core.cli.actor import actor
 from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
-from cartridge_core.cli.options import ConfigFile, Model
+from cartridge_core.cli.options import ConfigFile, MaxErrorShare, MinQuestions, MinScoreWithoutIcl, Model
 from cartridge_core.errors import EvaluationError, NotFoundError
 from cartridge_core.evaluation import EvaluationConfig
 from cartridge_core.progress import Progress
@@ -36,7 +36,9 @@ def compose(
     min_share_of_icl: Annotated[
         float | None, typer.Option(help="The gate: share of in-context learning's score, in each corpus's questions.")
     ] = None,
-    min_questions: Annotated[int | None, typer.Option(help="The gate: fewest questions about a corpus.")] = None,
+    min_score_without_icl: MinScoreWithoutIcl = None,
+    min_questions: MinQuestions = None,
+    max_error_share: MaxErrorShare = None,
     model: Model = None,
     config: ConfigFile = None,
     as_json: JsonOption = False,
@@ -54,7 +56,13 @@ def compose(
         raise EvaluationError(
             f"{len(questions)} files of questions for {len(references)} corpora.", "Give one for each, or none at all."
         )
-    gate = config_of(PromotionGate, min_share_of_icl=min_share_of_icl, min_questions=min_questions)
+    gate = config_of(
+        PromotionGate,
+        min_share_of_icl=min_share_of_icl,
+        min_score_without_icl=min_score_without_icl,
+        min_questions=min_questions,
+        max_error_share=max_error_share,
+    )
     evaluation = config_of(EvaluationConfig, config) if config else EVALUATION
     with progress_bars() as progress:
         files: list[Path | None] = list(questions) if questions else [None] * len(references)

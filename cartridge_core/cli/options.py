@@ -20,4 +20,11 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file with fields of the configuration; options win over it.")
 ]
 Reference = Annotated[str, typer.Argument(help="Alias, version or start of a digest.")]
+MinScoreWithoutIcl = Annotated[
+    float | None, typer.Option(help="The gate: least score where the corpus does not fit the model's window.")
+]
+MinQuestions = Annotated[int | None, typer.Option(help="The gate: fewest questions to rest on.")]
+MaxErrorShare = Annotated[
+    float | None, typer.Option(help="The gate: largest share of questions that could not be asked.")
+]
 Reason = Annotated[str, typer.Option(help="Why, for the record.")]

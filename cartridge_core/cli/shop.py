@@ -8,7 +8,16 @@ import typer
 from cartridge_core.catalog import CHAMPION
 from cartridge_core.cli.actor import actor
 from cartridge_core.cli.console import JsonOption, facts, show
-from cartridge_core.cli.options import CorpusName, Model, Reason, Reference, Version
+from cartridge_core.cli.options import (
+    CorpusName,
+    MaxErrorShare,
+    MinQuestions,
+    MinScoreWithoutIcl,
+    Model,
+    Reason,
+    Reference,
+    Version,
+)
 from cartridge_core.cli.shelf import entry_value, show_cartridge
 from cartridge_core.errors import NotFoundError, PublishingError
 from cartridge_core.publishing import (
@@ -61,13 +70,9 @@ def promote(
     min_share_of_icl: Annotated[
         float | None, typer.Option(help="The gate: share of in-context learning's score.")
     ] = None,
-    min_score_without_icl: Annotated[
-        float | None, typer.Option(help="The gate: least score where the corpus does not fit the model's window.")
-    ] = None,
-    min_questions: Annotated[int | None, typer.Option(help="The gate: fewest questions to rest on.")] = None,
-    max_error_share: Annotated[
-        float | None, typer.Option(help="The gate: largest share of questions that could not be asked.")
-    ] = None,
+    min_score_without_icl: MinScoreWithoutIcl = None,
+    min_questions: MinQuestions = None,
+    max_error_share: MaxErrorShare = None,
     force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; that is written down.")] = False,
     reason: Reason = "",
     as_json: JsonOption = False,

@@ -95,6 +95,9 @@ def test_what_is_no_composition(workplace: Workplace, pair: list[Cartridge]) -> 
     assert "Name two or more" in refusal("compose", "wards", "--questions", workplace.questions)
     assert "Name two or more" in refusal("compose", "wards+wards", *["--questions", workplace.questions] * 2)
     assert "1 files of questions for 2 corpora" in refusal("compose", "wards+rooms", "--questions", workplace.questions)
+    for field in ("min-share-of-icl", "min-score-without-icl", "min-questions", "max-error-share"):
+        told = refusal("compose", "wards+rooms", f"--{field}", "-1")
+        assert f"{field.replace('-', '_')}: Input should be" in told
     assert "no corpus 'nope'" in refusal("compose", "wards+nope", *["--questions", workplace.questions] * 2)
 
 
