@@ -127,7 +127,7 @@ bench-catalog: $(STAMP)  ## A catalog of 100,000 Cartridges on PostgreSQL: times
 stack-test: $(STAMP)  ## The services of docker-compose.yml without containers, from documents to an answer: 4 to 9 minutes
 	$(BIN)/python -m tests.proofs.stack_test $(BENCH_FLAGS)
 
-stack-test-gpu: $(STAMP) $(VLLM_STAMP)  ## The same in the profile gpu: vLLM behind the gateway, on this machine's CPU (about 6 minutes)
+stack-test-gpu: $(STAMP) $(VLLM_STAMP)  ## The same in the profile gpu: vLLM behind the gateway, on this machine's CPU (6 to 15 minutes)
 	$(BIN)/python -m tests.proofs.stack_test --profile gpu $(BENCH_FLAGS)
 
 pictures: $(STAMP)  ## Take docs/images anew: pages of Prefect and MLflow in headless Chromium (about 6 minutes)

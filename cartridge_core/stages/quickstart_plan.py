@@ -68,8 +68,7 @@ LONG_PLAN = QuickstartPlan(
     target="quickstart-long",
     sample=LONG,
     study=_study(12288),
-    # Over thousands of steps nothing is left to win by turning the spectrum over (docs/training.md).
-    training=TrainingConfig(num_tokens=384, steps=4500, eval_every=250, learning_rate=1.0, spectral_exponent=0.0),
+    training=TrainingConfig(num_tokens=384, steps=4500, eval_every=250),
     next_token_learning_rates=(),
     evaluation=EvaluationConfig(max_new_tokens=32, allow_overflow=True),
     gate=PromotionGate(min_score_without_icl=0.85),

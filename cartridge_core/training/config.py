@@ -14,7 +14,7 @@ from cartridge_core.initialization.options import (
     options_of,
 )
 
-DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 2.0}
+DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
 """By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); Muon's updates have another scale."""
 DEFAULT_VALUE_RATIOS: dict[str, float] = {"adamw": 1.0, "muon": 2.0}
 """By optimizer. Keys decide what is found, values what is said: the former bear smaller steps."""
@@ -57,15 +57,14 @@ class TrainingConfig(BaseModel):
     objective: Literal["distillation", "next_token"] = "distillation"
     """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """`muon` levels the spectrum of each KV head's update, or turns it over;
-    `adamw` is the paper's, and takes several times the steps."""
+    """`muon` levels the spectrum of each KV head's update; `adamw` is the paper's, and takes several times the steps."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
-    """Highest learning rate, reached after the warm-up; 2.0 for Muon and 0.02 for AdamW where nobody says."""
+    """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
     value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)
     """Learning rate of values over that of keys; 2 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
     momentum: float = Field(default=0.8, ge=0, lt=1)
     """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
-    spectral_exponent: float = Field(default=-0.5, ge=-1, le=1)
+    spectral_exponent: float = Field(default=0.0, ge=-1, le=1)
     """Of Muon: the power that the singular values of a head's momentum are taken to. 0 is plain Muon, all directions
     move alike; below 0 the weakest move most."""
     steps: int = Field(default=600, gt=0)

@@ -1,4 +1,4 @@
-"""Muon for Cartridges: momentum whose spectrum is levelled, or turned over, for every KV head by itself."""
+"""Muon for Cartridges: momentum whose spectrum is levelled for every KV head by itself, or taken to another power."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -47,10 +47,9 @@ class HeadwiseMuon(Optimizer):
     """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) over batches of matrices.
 
     A parameter is `[num_kv_heads, num_tokens, head_dim]`. Heads attend independently, so each gets an update of its
-    own, in which also directions with small gradients take a full step, or more than that. Mixing the heads of a layer
-    in one matrix, as `torch.optim.Muon` would have to, takes more steps to the same held-out loss, and so do equal
-    steps in all directions (docs/training.md). The step is scaled by `sqrt(max(1, num_tokens / head_dim))`, as in that
-    source; nothing decays.
+    own, in which also directions with small gradients take a full step. Mixing the heads of a layer in one matrix, as
+    `torch.optim.Muon` would have to, takes more steps to the same held-out loss (docs/training.md). The step is scaled
+    by `sqrt(max(1, num_tokens / head_dim))`, as in that source; nothing decays.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ def adamw(parameters: Sequence[Tensor], config: TrainingConfig) -> Optimizer:
 
 
 def muon(parameters: Sequence[Tensor], config: TrainingConfig) -> Optimizer:
-    """Momentum with its spectrum turned over, head by head: several times fewer steps than Adam to the same loss."""
+    """Momentum with its spectrum levelled, head by head: several times fewer steps than Adam to the same loss."""
     groups = _groups(parameters, config)
     return HeadwiseMuon(groups, config.learning_rate, config.momentum, config.spectral_exponent)
 

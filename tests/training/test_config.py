@@ -8,7 +8,7 @@ from cartridge_core.training.optimizer import OPTIMIZERS
 
 def test_learning_rate_depends_on_the_optimizer_unless_stated() -> None:
     assert TrainingConfig(num_tokens=8, optimizer="adamw").learning_rate == 0.02
-    assert TrainingConfig(num_tokens=8).learning_rate == 2.0
+    assert TrainingConfig(num_tokens=8).learning_rate == 1.0
     assert TrainingConfig(num_tokens=8, optimizer="muon", learning_rate=0.3).learning_rate == 0.3
 
 
@@ -40,7 +40,7 @@ def test_wrong_values_are_refused(wrong: dict[str, object]) -> None:
 
 
 def test_digest_names_every_field() -> None:
-    assert TrainingConfig(num_tokens=8).digest == TrainingConfig(num_tokens=8, learning_rate=2.0).digest
+    assert TrainingConfig(num_tokens=8).digest == TrainingConfig(num_tokens=8, learning_rate=1.0).digest
     assert TrainingConfig(num_tokens=8).digest != TrainingConfig(num_tokens=8, seed=1).digest
 
 
