@@ -49,7 +49,8 @@ SHORT_PLAN = QuickstartPlan(
     target="quickstart",
     sample=SHORT,
     study=_study(3072),
-    training=TrainingConfig(num_tokens=80, steps=450, eval_every=75, windows_per_batch=4),
+    # Two windows predict about as many tokens as 32 answers of the study do, some 500 a step.
+    training=TrainingConfig(num_tokens=80, steps=450, eval_every=75, windows_per_batch=2),
     next_token_learning_rates=(0.3, 1.0, 3.0),
     evaluation=EvaluationConfig(max_new_tokens=32),
     gate=PromotionGate(min_share_of_icl=0.95),
