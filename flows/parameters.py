@@ -29,8 +29,8 @@ LearningRate = Annotated[float, Field(gt=0, le=100)]
 """Peak learning rate."""
 Share = Annotated[float, Field(ge=0, le=2)]
 """Share of in-context learning's score."""
-ScoreShare = Annotated[float, Field(ge=0, le=1)]
-"""A score, or a share of questions."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""From none to all: a mean score, or how many of the questions."""
 NumQuestions = Annotated[int, Field(ge=1, le=1_000_000)]
 """Questions that a decision rests on."""
 Teachers = list[Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*$")]] | None

@@ -10,7 +10,7 @@ from cartridge_core.publishing import PromotionGate, promote
 from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from flows.naming import run_name
-from flows.parameters import Name, NumQuestions, ScoreShare, Share
+from flows.parameters import Fraction, Name, NumQuestions, Share
 from flows.reporting import show_markdown, tell_result
 from flows.retrying import with_retries
 
@@ -22,9 +22,9 @@ def promote_cartridge(
     min_share_of_icl: Share = 0.95,
     alias: Name = CHAMPION,
     reason: str = "",
-    min_score_without_icl: ScoreShare | None = None,
+    min_score_without_icl: Fraction | None = None,
     min_questions: NumQuestions | None = None,
-    max_error_share: ScoreShare | None = None,
+    max_error_share: Fraction | None = None,
 ) -> dict[str, Any]:
     """Ask the gate and move the alias. A refusal is a result, not a failure of the run.
 

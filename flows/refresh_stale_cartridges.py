@@ -10,7 +10,7 @@ from cartridge_core.progress import Progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.staleness import Standing, Watched, corpus_names, look_again
 from flows.handing_off import set_going
-from flows.parameters import Name, NumConversations, NumQuestions, Processes, ScoreShare, Share, Steps, Teachers
+from flows.parameters import Fraction, Name, NumConversations, NumQuestions, Processes, Share, Steps, Teachers
 from flows.reporting import progress_artifact, tell_result
 from flows.retrying import with_retries
 from flows.train_cartridge import train_cartridge
@@ -33,9 +33,9 @@ def refresh_stale_cartridges(
     num_conversations: NumConversations | None = None,
     steps: Steps | None = None,
     min_share_of_icl: Share = 0.95,
-    min_score_without_icl: ScoreShare | None = None,
+    min_score_without_icl: Fraction | None = None,
     min_questions: NumQuestions | None = None,
-    max_error_share: ScoreShare | None = None,
+    max_error_share: Fraction | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,
     processes: Processes = 1,

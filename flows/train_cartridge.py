@@ -17,6 +17,7 @@ from flows.ingest_corpus import ingest_corpus
 from flows.liveness import one_heart
 from flows.naming import run_name
 from flows.parameters import (
+    Fraction,
     Initialization,
     LearningRate,
     Name,
@@ -26,7 +27,6 @@ from flows.parameters import (
     NumTokens,
     Paths,
     Processes,
-    ScoreShare,
     Seed,
     Share,
     Steps,
@@ -56,9 +56,9 @@ def train_cartridge(
     steps: Steps | None = None,
     learning_rate: LearningRate | None = None,
     min_share_of_icl: Share = 0.95,
-    min_score_without_icl: ScoreShare | None = None,
+    min_score_without_icl: Fraction | None = None,
     min_questions: NumQuestions | None = None,
-    max_error_share: ScoreShare | None = None,
+    max_error_share: Fraction | None = None,
     seed: Seed | None = None,
     study_config: Path | None = None,
     training_config: Path | None = None,

@@ -57,7 +57,7 @@ class TrainingConfig(BaseModel):
     objective: Literal["distillation", "next_token"] = "distillation"
     """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """`muon` levels the spectrum of each KV head's update; `adamw` is the paper's, and takes several times longer."""
+    """`muon` levels the spectrum of each KV head's update; `adamw`, the paper's, takes several times the steps."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
     """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
     value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)

@@ -123,7 +123,7 @@ def test_replies_are_declared(server: Fuzzed, document: Any, method: str, path: 
     operation: APIOperation = document[path][method]
     declared = set(operation.definition.raw["responses"])
     headers = {"authorization": f"Bearer {server.key}"}
-    # Made once: schemathesis remembers between draws, and what is drawn must not depend on which draw it is.
+    # Made once: a strategy that is made at every draw may differ from the last one, and what is drawn must not.
     cases = operation.as_strategy(generation_mode=mode)
 
     with requests.Session() as session:
@@ -145,7 +145,7 @@ def test_replies_are_declared(server: Fuzzed, document: Any, method: str, path: 
         try:
             send()
         except FlakyStrategyDefinition:
-            # That is no reply of the gateway: it remembers within a strategy as well, and is steady once it has.
+            # Drawing was inconsistent, which says nothing of the gateway (seen in one run of many): once more.
             send()
 
 
