@@ -59,14 +59,12 @@ def alone(base: BaseModel, prefix: PrefixKV, example: Targets, attention: str = 
         base.model.set_attn_implementation(before)
 
 
-def check_equal(
-    base: BaseModel, *, kernel: Kernel = "dense", gradients: bool = True, atol: float = 2e-5, row_tokens: int = 40
-) -> None:
+def check_equal(base: BaseModel, *, kernel: Kernel = "dense", gradients: bool = True, atol: float = 2e-5) -> None:
     """Logits, and gradients to the prefix, of packed rows and of the plain way."""
     prefix = random_prefix(base)
     tensors = [tensor for tensor in (*prefix.keys, *prefix.values) if tensor is not None]
     weights = torch.randn(base.vocab_size, generator=torch.Generator().manual_seed(1)).to(base.device)
-    (rows,) = pack_rows(examples(), 2 * row_tokens, base.device, kernel=kernel, row_tokens=row_tokens)
+    (rows,) = pack_rows(examples(), 80, base.device, kernel=kernel)
     assert len(rows.token_ids) < len(examples())
     with torch.set_grad_enabled(gradients):
         logits = packed_logits(base, prefix, rows)

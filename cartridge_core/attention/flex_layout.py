@@ -11,15 +11,20 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 Attend = Callable[..., Tensor]
 
 
+_COMPILER = {"recompile_limit": 128, "fail_on_recompile_limit_hit": True}
+"""Every length of a row, window, cap and Cartridge has its kernels, with gradients and without. Past torch's own limit
+of eight it would go on uncompiled, with all scores in memory."""
+
+
 @cache
 def _compiled() -> Attend:
-    # Static shapes: rows have a constant length, so there is one kernel for each combination of mask and cap.
+    # Static shapes: rows have few lengths, and kernels that know them are faster.
     attend: Attend = torch.compile(flex_attention, dynamic=False)
     return attend
 
 
 class FlexLayout:
-    """All rows behind each other, padding included, so that shapes stay the same from step to step.
+    """Texts behind each other in one row, padding included, so that few shapes come up.
 
     Blocks of 128 x 128 scores in which nothing is seen are skipped: a text costs its own length squared, and the prefix
     once for each token. FlexAttention: arXiv 2412.05496.
@@ -28,36 +33,34 @@ class FlexLayout:
     scale_keys = True
 
     def __init__(self, num_prefix_tokens: int, index: Tensor, segment: Tensor) -> None:
-        """Lay rows out.
+        """Lay a row out.
 
         Args:
             num_prefix_tokens: Length n of the prefix.
-            index: `[R, T]`, how many of its text's own tokens precede each token.
-            segment: `[R, T]`, which text of the row each token belongs to; -1 for padding.
+            index: `[1, T]`, how many of its text's own tokens precede each token.
+            segment: `[1, T]`, which text each token belongs to; -1 for padding.
         """
         self._count = num_prefix_tokens
-        self._index = index.flatten()
-        # Texts of different rows are different texts.
-        row = torch.arange(len(segment), device=segment.device)[:, None] * (segment.shape[1] + 1)
-        self._segment = torch.where(segment < 0, -1, segment + row).flatten()
+        self._index, self._segment = index[0], segment[0]
         self._masks: dict[int | None, BlockMask] = {}
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], window: int | None, cap: float
     ) -> Tensor:
-        """See `interface.Layout`; B is 1, T and S are all places of all rows."""
+        """See `interface.Layout`; B is 1, T and S are all places of the row."""
         keys, values = (torch.cat((side[None], own), dim=2) for side, own in zip(prefix, (key, value), strict=True))
         compiled = query.device.type == "cuda"
         attend: Any = _compiled() if compiled else flex_attention
-        out: Tensor = attend(
-            query.contiguous(),
-            keys,
-            values,
-            score_mod=_capped(cap) if cap else None,
-            block_mask=self._mask(window, compiled),
-            scale=1.0,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        with torch._dynamo.config.patch(_COMPILER):
+            out: Tensor = attend(
+                query.contiguous(),
+                keys,
+                values,
+                score_mod=_capped(cap) if cap else None,
+                block_mask=self._mask(window, compiled),
+                scale=1.0,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
         return out.transpose(1, 2).contiguous()
 
     def _mask(self, window: int | None, compiled: bool) -> BlockMask:

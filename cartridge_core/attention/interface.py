@@ -131,7 +131,7 @@ def packed_behind(
     """Forward passes inside attend to `prefix` and to their own text, of which a row holds several.
 
     The model reads the R rows as one: `[1, N]` tokens. Under `dense` those are the tokens that are no padding, in
-    order; under `flex`, whose shapes must not change, all `R * T`.
+    order; under `flex`, which takes a single row, all of that row.
 
     Args:
         prefix: What precedes every text; there is one copy of it.

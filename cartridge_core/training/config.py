@@ -57,16 +57,13 @@ class TrainingConfig(BaseModel):
     objective: Literal["distillation", "next_token"] = "distillation"
     """Learn the teacher's distributions on a study's answers, or the corpus's text word by word (a baseline)."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """`muon` levels the spectrum of each KV head's update; `adamw`, the paper's, takes several times the steps."""
+    """`muon` lets all directions of a KV head move alike; `adamw`, the paper's, takes several times the steps."""
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
     """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
     value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)
     """Learning rate of values over that of keys; 2 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
     momentum: float = Field(default=0.8, ge=0, lt=1)
     """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
-    spectral_exponent: float = Field(default=0.0, ge=-1, le=1)
-    """Of Muon: the power that the singular values of a head's momentum are taken to. 0 is plain Muon, all directions
-    move alike; below 0 the weakest move most."""
     steps: int = Field(default=600, gt=0)
     """Optimizer steps."""
     on_policy_steps: int = Field(default=0, ge=0)
@@ -87,8 +84,8 @@ class TrainingConfig(BaseModel):
     micro_batch_tokens: int = Field(default=8192, gt=0)
     """Most tokens that pass through the model at once; a larger batch is accumulated, with the same result."""
     row_tokens: int | None = Field(default=None, gt=0)
-    """Tokens of a packed row, always the same; a longer conversation is left out and counted. None: as many as pass
-    through the model at once, and more where one conversation needs more."""
+    """Most tokens of a conversation; a longer one is left out and counted. None: as many as the window behind the
+    Cartridge holds, and if need be more than pass through the model at once otherwise."""
     attention: Literal["auto", "flex", "dense"] = "auto"
     """What computes the attention of packed rows. `auto` takes compiled FlexAttention on CUDA, matrix products
     elsewhere."""

@@ -17,9 +17,8 @@ def adamw(parameters: Sequence[Tensor], config: TrainingConfig) -> Optimizer:
 
 
 def muon(parameters: Sequence[Tensor], config: TrainingConfig) -> Optimizer:
-    """Momentum with its spectrum levelled, head by head: several times fewer steps than Adam to the same loss."""
-    groups = _groups(parameters, config)
-    return HeadwiseMuon(groups, config.learning_rate, config.momentum, config.spectral_exponent)
+    """Momentum with all directions of a head made equal: several times fewer steps than Adam to the same loss."""
+    return HeadwiseMuon(_groups(parameters, config), config.learning_rate, config.momentum)
 
 
 OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], TrainingConfig], Optimizer]] = {"adamw": adamw, "muon": muon}

@@ -14,13 +14,18 @@ from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loss import TeacherTokens
 from cartridge_core.training.packing import pack
 
+_LENGTHS = 4
+"""Lengths of rows that FlexAttention is compiled for."""
+_BLOCK = 128
+"""Tokens of a block of FlexAttention's mask. Kernels for whole blocks need not look where they end."""
+
 
 @dataclass(frozen=True)
 class PackedRows:
     """Several examples behind one Cartridge, in R rows of T tokens.
 
     The model reads the rows behind each other as one sequence of N tokens: without the padding (`dense`), or with it
-    (`flex`, whose shapes must stay the same).
+    (`flex`, which has a single row, of one of few lengths, because each length is compiled).
 
     Attributes:
         token_ids: `[R, T]` int64; padding is token 0.
@@ -64,38 +69,37 @@ def fitting(lengths: npt.NDArray[np.int64], config: TrainingConfig, max_position
 
 
 def pack_rows(
-    examples: Sequence[Targets],
-    max_tokens: int,
-    device: torch.device | str = "cpu",
-    *,
-    row_tokens: int | None = None,
-    kernel: Kernel = "dense",
+    examples: Sequence[Targets], max_tokens: int, device: torch.device | str = "cpu", *, kernel: Kernel = "dense"
 ) -> list[PackedRows]:
     """Lay examples out in rows. No example is cut.
 
     Under `dense` a row is as long as the longest example of the batch: padding costs little there, long rows much.
-    Under `flex` every row has `row_tokens` tokens, and every part has as many rows, so that nothing is compiled twice.
+    Under `flex` a part is one row, filled as far as examples go and then to a quarter, half, three quarters or all of
+    `max_tokens`: so few lengths are compiled once and for all, and the last part of a batch is seldom mostly padding.
 
     Args:
         examples: Each with at least one predicted token, none of them at the very start.
         max_tokens: Tokens of one `PackedRows`, padding included; the rows are parted so that it is kept. A single row
-            may exceed it.
+            may exceed it, for a longer example or to end with a block of FlexAttention.
         device: Where the tensors are put.
-        row_tokens: Tokens of a row under `flex`; `max_tokens` where nobody says. A longer example makes longer rows.
         kernel: What will compute the attention.
 
     Returns:
         The rows, in parts small enough to pass through the model at once.
     """
     lengths = [input_length(example) for example in examples]
-    capacity = max(lengths)
     if kernel == "flex":
-        capacity = max(capacity, row_tokens or max_tokens)
+        rows = pack(lengths, max(*lengths, max_tokens))
+        step = -(-max_tokens // (_LENGTHS * _BLOCK)) * _BLOCK
+        return [
+            _lay_out(examples, [row], -(-sum(lengths[place] for place in row) // step) * step, device, kernel)
+            for row in rows
+        ]
+    capacity = max(lengths)
     rows = pack(lengths, capacity)
     per_part = max(max_tokens // capacity, 1)
-    height = per_part if kernel == "flex" else 0
     return [
-        _lay_out(examples, rows[start : start + per_part], capacity, height, device, kernel)
+        _lay_out(examples, rows[start : start + per_part], capacity, device, kernel)
         for start in range(0, len(rows), per_part)
     ]
 
@@ -111,19 +115,18 @@ def pack_batch(
         TrainingError: The configured attention cannot be trained with on this device.
     """
     kernel = choose_kernel(config.attention, device)
-    return pack_rows(examples, max_tokens, device, row_tokens=config.row_tokens, kernel=kernel)
+    return pack_rows(examples, max_tokens, device, kernel=kernel)
 
 
 def _lay_out(
     examples: Sequence[Targets],
     rows: Sequence[Sequence[int]],
     capacity: int,
-    height: int,
     device: torch.device | str,
     kernel: Kernel,
 ) -> PackedRows:
-    """`rows` are places in `examples`; `height` is the least number of rows."""
-    shape = (max(len(rows), height), capacity)
+    """`rows` are places in `examples`."""
+    shape = (len(rows), capacity)
     token_ids, index = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segment = np.full(shape, -1, np.int64)
     predicting = []

@@ -4,7 +4,6 @@ On a CPU torch offers no gradient of FlexAttention. Its reference implementation
 that these tests go around: it shows the mask and the cap to be right in the backward pass, not the CUDA kernel.
 """
 
-from collections.abc import Callable
 
 import pytest
 import torch.nn.attention.flex_attention as torch_flex
@@ -12,9 +11,8 @@ import torch.nn.attention.flex_attention as torch_flex
 from cartridge_core.attention import choose_kernel
 from cartridge_core.errors import TrainingError
 from cartridge_core.models import BaseModel
-from cartridge_core.training.packed_rows import pack_rows
 from tests.training.test_packed_attention import build
-from tests.unpacked import check_equal, examples
+from tests.unpacked import check_equal
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -32,20 +30,6 @@ def test_forward_equals_unpacked_in_other_families(kind: str) -> None:
 def test_the_reference_backward_equals_unpacked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
     check_equal(build(kind), kernel="flex")
-
-
-def test_several_rows_are_blind_to_each_other(tiny_base: Callable[[str], BaseModel]) -> None:
-    # Two rows of 40: with one mask over both, a text of the second must not see the first.
-    check_equal(tiny_base("llama"), kernel="flex", gradients=False, row_tokens=36)
-
-
-def test_shapes_are_the_same_from_batch_to_batch() -> None:
-    shapes = {
-        (part.token_ids.shape, part.read_ids.shape)
-        for some in (examples(), examples()[:2], examples() * 5)
-        for part in pack_rows(some, 96, kernel="flex", row_tokens=48)
-    }
-    assert shapes == {((2, 48), (1, 96))}
 
 
 def test_the_kernel_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_flex_equals_the_cpu(
     for base, kernel in ((here, choose_kernel("auto", "cpu")), (there, choose_kernel("auto", "cuda"))):
         prefix = random_prefix(here).to(base.device)
         keys = [key.detach().requires_grad_() for key in prefix.keys if key is not None]
-        (rows,) = pack_rows(examples(), 256, base.device, kernel=kernel, row_tokens=128)
+        (rows,) = pack_rows(examples(), 256, base.device, kernel=kernel)
         loss = packed_loss(base, PrefixKV(keys, prefix.values, prefix.next_position), rows, chunk_tokens=16).loss
         results.append((loss.item(), [gradient.cpu() for gradient in torch.autograd.grad(loss, keys)]))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-4)
@@ -91,7 +91,7 @@ def test_nothing_is_compiled_twice(on_gpu: Callable[[str], BaseModel]) -> None:
     prefix = random_prefix(base)
 
     def step(some: list[object]) -> None:
-        for rows in pack_rows(some, 256, base.device, kernel="flex", row_tokens=128):  # type: ignore[arg-type]
+        for rows in pack_rows(some, 256, base.device, kernel="flex"):  # type: ignore[arg-type]
             packed_loss(base, prefix, rows).loss.backward()
 
     step(examples())
@@ -103,7 +103,7 @@ def test_nothing_is_compiled_twice(on_gpu: Callable[[str], BaseModel]) -> None:
 
 LLAMA_3_HEADS = LlamaShape("heads", 768, 512, 2, 6, 2, 128, 512, tied=True, rope_factor=32.0)
 """Head width and group size of Llama-3.2-3B: three query heads a KV head are no power of two."""
-CONFIG = TrainingConfig(num_tokens=200, row_tokens=256, micro_batch_tokens=512)
+CONFIG = TrainingConfig(num_tokens=200, micro_batch_tokens=512)
 
 
 @pytest.mark.parametrize("shape", [TINY, LLAMA_3_HEADS], ids=lambda shape: shape.name)

@@ -15,7 +15,7 @@ def difference_from_cpu(device: torch.device, shape: LlamaShape = TINY, num_toke
 
     On CUDA that is compiled FlexAttention, on a CPU the dense products.
     """
-    config = TrainingConfig(num_tokens=num_tokens, row_tokens=256)
+    config = TrainingConfig(num_tokens=num_tokens)
     conversations = SyntheticConversations(shape.vocab_size, 6, (3, 40), (3, 60)).batch(0)
     here = random_model(shape, torch.device("cpu"), torch.float32)
     there = random_model(shape, device, torch.float32)

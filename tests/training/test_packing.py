@@ -59,17 +59,24 @@ def test_a_batch_is_parted_by_tokens() -> None:
     assert sum(len(part.teacher) for part in parts) == 42
 
 
-def test_constant_rows_for_flex() -> None:
-    parts = pack_rows([example(5, 6, 100 * i) for i in range(7)], max_tokens=60, kernel="flex", row_tokens=30)
-    assert [tuple(part.token_ids.shape) for part in parts] == [(2, 30), (2, 30)]
-    # Padding is read too, a whole row of it included.
-    assert [part.read_ids.shape[1] for part in parts] == [60, 60]
-    assert (parts[1].segment[1] == -1).all()
-    for part in parts:
-        assert torch.equal(part.read_ids[0, part.read_predicting], part.token_ids.flatten()[part.predicting])
-    # No example is cut: a longer one makes longer rows.
-    (long,) = pack_rows([example(5, 40)], max_tokens=60, kernel="flex", row_tokens=30)
-    assert long.token_ids.shape == (1, 44)
+def test_rows_of_few_lengths_for_flex() -> None:
+    """Every part is filled to a quarter, half, three quarters or all of what may pass at once."""
+    seen = set()
+    for batch in range(30):
+        rng = np.random.default_rng(batch)
+        examples = [example(int(rng.integers(5, 900)), int(rng.integers(1, 900)), i) for i in range(8)]
+        parts = pack_rows(examples, max_tokens=2048, kernel="flex")
+        for part in parts:
+            assert part.token_ids.shape == part.read_ids.shape
+            used = int((part.segment >= 0).sum())
+            assert used <= part.read_ids.shape[1] < used + 512
+            assert torch.equal(part.read_ids[0, part.read_predicting], part.token_ids.flatten()[part.predicting])
+            seen.add(part.read_ids.shape[1])
+        assert sorted(place for part in parts for place in part.members) == list(range(8))
+    assert seen == {512, 1024, 1536, 2048}
+    # No example is cut, and a small part ends with a block of FlexAttention's.
+    assert [part.token_ids.shape[1] for part in pack_rows([example(5, 2100)], 2048, kernel="flex")] == [2560]
+    assert [part.token_ids.shape[1] for part in pack_rows([example(5, 40)], 60, kernel="flex")] == [128]
 
 
 def test_dense_rows_are_read_without_padding() -> None:
