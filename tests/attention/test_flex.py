@@ -4,7 +4,6 @@ On a CPU torch offers no gradient of FlexAttention. Its reference implementation
 that these tests go around: it shows the mask and the cap to be right in the backward pass, not the CUDA kernel.
 """
 
-
 import pytest
 import torch.nn.attention.flex_attention as torch_flex
 

@@ -1,11 +1,13 @@
 """`make bench-recipe`: optimizer steps and seconds to the held-out loss that the paper's recipe ends with.
 
 Three corpora of the reference world, three seeds (initialisation, held-out questions, order of the data), the same
-batches on both sides. The paper's side takes 2,000 steps at the best of four rates (found on the first corpus with the
-first seed); its best held-out look is the mark. Ours is the default configuration, given as few steps as will do:
-the shortest run that reaches the mark counts, at the look that does. Seconds are the process's own, so that other work
-on the machine counts for neither; the paper's looks are free, ours are not. Runs are kept: an interrupted comparison
-goes on, and several processes may each make the paper's runs of a corpus first (`--corpora NAME --paper-only`).
+batches on both sides. Held out is an exam: a second study of the corpus, less all questions that were trained on. The
+paper's side takes 2,000 steps at the best of four rates (found on the first corpus with the first seed); the best of
+its looks at the exam is the mark. Ours is the default configuration, given as few steps as will do: the shortest run
+that ends at the mark counts, or the longest if none does. Seconds are the process's own, so that other work on the
+machine counts for neither; the paper's looks are free, those of ours at its own held-out questions are not. Runs are
+kept: an interrupted comparison goes on, and several processes may each make the paper's runs of a corpus first
+(`--corpora NAME --paper-only`).
 """
 
 import argparse
@@ -119,7 +121,7 @@ class Comparison:
 
 def table(pairs: Sequence[Pair]) -> Table:
     """One row a corpus and seed."""
-    shown = Table(title="Steps to the paper's best held-out divergence", title_justify="left")
+    shown = Table(title="Steps to the best divergence of the paper's recipe on the exam", title_justify="left")
     for column in ("Corpus", "Seed", "Rate", "Mark", "Paper: steps", "s", "Right", "Ours: steps", "s", "Best", "Right"):
         shown.add_column(column, justify="left" if column == "Corpus" else "right")
     for pair in pairs:

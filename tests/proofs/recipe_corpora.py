@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cartridge_core.benchmarks import Question, load_questions
 from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.reference.samples import SHORT, write_sample
+from cartridge_core.selfstudy.question_key import question_key
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import ingest
 from cartridge_core.stages.quickstart_plan import SHORT_PLAN
@@ -23,7 +26,17 @@ class RecipeCorpus:
     name: str
     corpus: Corpus
     conversations: ConversationDataset
+    exam: ConversationDataset
+    """A second study, with another seed."""
     questions: tuple[Question, ...]
+
+    def unseen(self, trained_on: ConversationDataset) -> ConversationDataset:
+        """The exam less the questions that were trained on: ten times the questions that a run itself holds out.
+
+        Those are some eighty, and a few of them make most of a divergence (docs/training.md).
+        """
+        seen = {question_key(question) for question in trained_on.questions()}
+        return self.exam.select(np.flatnonzero([question_key(text) not in seen for text in self.exam.questions()]))
 
 
 def recipe_corpus(settings: Settings, name: str, progress: Progress = no_progress) -> RecipeCorpus:
@@ -31,5 +44,11 @@ def recipe_corpus(settings: Settings, name: str, progress: Progress = no_progres
     folder = write_sample(replace(SHORT, seed=name), settings.home / "samples" / name)
     questions = load_questions(folder / "questions.jsonl")
     corpus = ingest(settings, name, [folder / "documents"], progress)
-    dataset = study(settings, corpus, SHORT_PLAN.study, questions, SHORT_PLAN.model, progress)
-    return RecipeCorpus(name, corpus.load(), dataset.load(), questions)
+    studies = [
+        study(
+            settings, corpus, SHORT_PLAN.study.model_copy(update={"seed": seed}), questions, SHORT_PLAN.model, progress
+        )
+        for seed in (SHORT_PLAN.study.seed, SHORT_PLAN.study.seed + 1)
+    ]
+    dataset, exam = (product.load() for product in studies)
+    return RecipeCorpus(name, corpus.load(), dataset, exam, questions)

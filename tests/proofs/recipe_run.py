@@ -11,7 +11,7 @@ from cartridge_core.digest import digest_of
 
 
 class Look(BaseModel):
-    """One look at the held-out conversations."""
+    """One look at the exam."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
