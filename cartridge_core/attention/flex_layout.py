@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import pad
 
 Attend = Callable[..., Tensor]
 
@@ -14,6 +15,9 @@ Attend = Callable[..., Tensor]
 _COMPILER = {"recompile_limit": 128, "fail_on_recompile_limit_hit": True}
 """Every length of a row, window, cap and Cartridge has its kernels, with gradients and without. Past torch's own limit
 of eight it would go on uncompiled, with all scores in memory."""
+
+_LEAST_WIDTH = 16
+"""Of a head, in the compiled kernels; only toy models are below it."""
 
 
 @cache
@@ -48,12 +52,14 @@ class FlexLayout:
         self, query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], window: int | None, cap: float
     ) -> Tensor:
         """See `interface.Layout`; B is 1, T and S are all places of the row."""
-        keys, values = (torch.cat((side[None], own), dim=2) for side, own in zip(prefix, (key, value), strict=True))
+        keys, values = (
+            _wide(torch.cat((side[None], own), dim=2)) for side, own in zip(prefix, (key, value), strict=True)
+        )
         compiled = query.device.type == "cuda"
         attend: Any = _compiled() if compiled else flex_attention
         with torch._dynamo.config.patch(_COMPILER):
             out: Tensor = attend(
-                query.contiguous(),
+                _wide(query.contiguous()),
                 keys,
                 values,
                 score_mod=_capped(cap) if cap else None,
@@ -61,7 +67,7 @@ class FlexLayout:
                 scale=1.0,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
-        return out.transpose(1, 2).contiguous()
+        return out[..., : value.shape[3]].transpose(1, 2).contiguous()
 
     def _mask(self, window: int | None, compiled: bool) -> BlockMask:
         if window not in self._masks:
@@ -76,6 +82,11 @@ class FlexLayout:
                 _compile=compiled,
             )
         return self._masks[window]
+
+
+def _wide(heads: Tensor) -> Tensor:
+    """Heads narrower than the kernels take, filled up with zeros: neither scores nor what is mixed change."""
+    return pad(heads, (0, max(0, _LEAST_WIDTH - heads.shape[3])))
 
 
 def _visible(count: int, index: Tensor, segment: Tensor, window: int | None) -> Callable[..., Tensor]:

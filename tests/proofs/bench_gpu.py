@@ -63,7 +63,10 @@ def measure_shape(
         config = TrainingConfig.model_validate(base_config.model_dump(mode="json") | MODES[mode])
         if mode == "float8":
             hold_in_float8(base.model)
-        figures |= figures_of(f"{shape.name}_{mode}", measure(base, shape, config, conversations, **more), rate)
+        seen = figures_of(f"{shape.name}_{mode}", measure(base, shape, config, conversations, **more), rate)
+        # Said at once: a lent device may be gone before all is measured.
+        print(*(f"{name} {value:.4g}" for name, value in seen.items()), sep="\n", flush=True)
+        figures |= seen
     best = max(value for name, value in figures.items() if name.endswith("share_of_matrix_rate"))
     return figures | {f"{shape.name}_share_of_matrix_rate": best}
 

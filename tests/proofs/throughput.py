@@ -62,20 +62,19 @@ def measure(
     config: TrainingConfig,
     conversations: SyntheticConversations,
     *,
-    warm_up: int = 3,
     steps: int = 10,
 ) -> Throughput:
-    """Train for some steps; the warm-up's are not counted."""
+    """Train for some steps, after as many on the same batches: every length of a row is compiled before it counts."""
     if base.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(base.device)
     state = TrainingState(random_prefix(base, config.num_tokens), config, base.device)
     seconds, tokens, flops, compiled, loss = [], [], [], 0, 0.0
     with compiled_layers(base, config.compile):
-        for step in range(warm_up + steps):
-            if step == warm_up:
+        for step in range(2 * steps):
+            if step == steps:
                 compiled = _graphs()
-            examples = conversations.batch(step)
+            examples = conversations.batch(step % steps)
             set_learning_rate(state.optimizer, learning_rate(config, state.step))
             synchronize(base.device)
             started = time.perf_counter()
@@ -86,12 +85,12 @@ def measure(
             tokens.append(sum(input_length(example) for example in examples))
             flops.append(training_flops(shape, examples, config.num_tokens))
         recompiled = _graphs() - compiled
-    timed = sum(seconds[warm_up:])
+    timed = sum(seconds[steps:])
     return Throughput(
-        tokens_per_second=sum(tokens[warm_up:]) / timed,
-        flops_per_second=sum(flops[warm_up:]) / timed,
+        tokens_per_second=sum(tokens[steps:]) / timed,
+        flops_per_second=sum(flops[steps:]) / timed,
         first_step_seconds=seconds[0],
-        step_seconds=statistics.median(seconds[warm_up:]),
+        step_seconds=statistics.median(seconds[steps:]),
         peak_bytes=torch.cuda.max_memory_allocated(base.device) if base.device.type == "cuda" else 0,
         recompiled=recompiled,
         micro_batch_tokens=state.micro_batch.tokens,
