@@ -96,10 +96,17 @@ class NativeStack:
         )
         return self._started(process, seconds)
 
+    def check_environments(self) -> None:
+        """Refuse to begin what could not be ended.
+
+        Raises:
+            StackError: vLLM's environment is wanted and not there.
+        """
+        if "vllm" in self.services and not (ENVIRONMENT / "bin" / "cartridge").exists():
+            raise StackError(f"{ENVIRONMENT} is not there: make vllm-setup")
+
     def start_vllm(self, seconds: float = 600) -> float:
         """vLLM in its own environment, with what it needs to run on a CPU."""
-        if not (ENVIRONMENT / "bin" / "cartridge").exists():
-            raise StackError(f"{ENVIRONMENT} is not there: make vllm-setup")
         service = self.services["vllm"]
         environment = self.environment("vllm")
         environment |= {

@@ -50,6 +50,7 @@ def start_all(stack: NativeStack, say: Console, but: Sequence[str] = ()) -> dict
         seconds[name] = round(time.monotonic() - started, 1)
         say.print(f"{name:<20}{seconds[name]:>6.1f} s", highlight=False)
 
+    stack.check_environments()
     if "postgres" not in stack.running:
         step("postgres", stack.start_postgres)
     if "s3" not in stack.running:
