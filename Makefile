@@ -97,7 +97,7 @@ reference-model: $(STAMP)  ## Train the shipped reference model from scratch (tw
 bench-train: $(STAMP)  ## Tokens trained a second, against peft's CARTRIDGE: about 5 minutes on two idle cores
 	$(BIN)/python -m tests.proofs.bench_train $(BENCH_FLAGS)
 
-bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and seconds to its loss (about two hours)
+bench-recipe: $(STAMP)  ## The default recipe against the paper's: steps and seconds to its loss (two to three hours)
 	$(BIN)/python -m tests.proofs.bench_recipe $(BENCH_FLAGS)
 
 bench-composition: $(STAMP)  ## What two Cartridges that were trained apart are worth together: about 6 minutes on two CPU cores
