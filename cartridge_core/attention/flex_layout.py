@@ -45,7 +45,8 @@ class FlexLayout:
             segment: `[1, T]`, which text each token belongs to; -1 for padding.
         """
         self._count = num_prefix_tokens
-        self._index, self._segment = index[0], segment[0]
+        # Unpacked, not indexed: further rows must not be lost without a word.
+        (self._index,), (self._segment,) = index, segment
         self._masks: dict[int | None, BlockMask] = {}
 
     def attend(
