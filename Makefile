@@ -91,6 +91,10 @@ browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROM
 fuzz: $(STAMP)  ## The gateway's OpenAPI document, fuzzed for longer (FUZZ_EXAMPLES=500 requests an operation, drawn anew)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/serving/test_openapi_fuzz.py
 
+reference-start: $(STAMP)  ## Learn the start that ships for the reference model (two CPU cores: about 30 minutes)
+	$(BIN)/cartridge reference learn-start build/reference-start/start
+	cp build/reference-start/start/* cartridge_core/reference/start/
+
 reference-model: $(STAMP)  ## Train the shipped reference model from scratch (two CPU cores: about 35 minutes)
 	$(BIN)/python -m cartridge_core.reference.train
 

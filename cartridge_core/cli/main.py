@@ -20,6 +20,7 @@ from cartridge_core.cli import (
     serve,
     shelf,
     shop,
+    start,
 )
 from cartridge_core.cli.app import add_registered_commands, new_app
 
@@ -58,6 +59,7 @@ for command in (
     shop.export,
 ):
     app.command()(command)
+app.command("learn-start")(start.learn_start)
 app.command("import")(shop.import_)
 app.command("list")(shelf.list_)
 app.command("show")(shelf.show_)

@@ -91,7 +91,7 @@ def train(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     init: Annotated[
-        str | None, typer.Option(help=f"Where keys and values start: {', '.join(OPTIONS)}. Default: first_tokens.")
+        str | None, typer.Option(help=f"Where keys and values start: {', '.join(OPTIONS)}. Default: auto.")
     ] = None,
     init_from: Annotated[
         str | None,

@@ -1,11 +1,12 @@
-"""`cartridge reference`: what the shipped reference model can do."""
+"""`cartridge reference`: what the shipped reference model can do, and where its Cartridges start."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cartridge_core.cli.app import new_app
-from cartridge_core.cli.console import JsonOption, listing, progress_bars, show
+from cartridge_core.cli.console import JsonOption, facts, listing, progress_bars, show
 from cartridge_core.cli.options import Model
 from cartridge_core.settings import Settings
 from cartridge_core.stages.model import borrowed_model
@@ -49,6 +50,25 @@ def evaluate(
     show([ability.record() for ability in abilities], as_json, table)
     if not all(ability.ok for ability in abilities):
         raise typer.Exit(1)
+
+
+@app.command()
+def learn_start(
+    folder: Annotated[Path, typer.Argument(help="Where the start goes: a new folder.")],
+    home: Annotated[Path, typer.Option(help="Where corpora and studies are kept.")] = Path("build/reference-start"),
+    as_json: JsonOption = False,
+) -> None:
+    """Learn the start that ships for the reference model, from eight draws of its world: half an hour.
+
+    Example: `cartridge reference learn-start /tmp/start`
+    """
+    from cartridge_core.stages.reference_start import reference_start
+
+    # One thread: the shipped start was learnt so, and sums over several differ in their last digits.
+    with progress_bars() as progress:
+        start = reference_start(Settings(home=home, threads=1), progress).load()
+    value = {"digest": start.digest, "num_tokens": start.num_tokens, "directory": start.save(folder)}
+    show(value, as_json, facts("Learned start of the reference model", value))
 
 
 def _asked(at_least: float | None, at_most: float | None) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cartridge_core.cartridge import PrefixKV
 from cartridge_core.initialization.attention_matching import attention_matching
+from cartridge_core.initialization.automatic import automatic
 from cartridge_core.initialization.first_tokens import first_tokens
 from cartridge_core.initialization.given_text import given_text
 from cartridge_core.initialization.previous_cartridge import previous_cartridge
@@ -15,6 +16,7 @@ Initializer = Callable[[InitializationSource], PrefixKV]
 """Gives a prefix of `num_tokens` tokens whose `next_position` is `num_tokens`."""
 
 INITIALIZERS: dict[str, Initializer] = {
+    "auto": automatic,
     "first_tokens": first_tokens,
     "random_vectors": random_vectors,
     "sampled_chunks": sampled_chunks,

@@ -59,6 +59,7 @@ AnyOptions = AttentionMatchingOptions | SampledChunksOptions | TextOptions | Car
 """Options of any initialiser."""
 
 OPTIONS: dict[str, type[InitializationOptions]] = {
+    "auto": InitializationOptions,
     "first_tokens": InitializationOptions,
     "random_vectors": InitializationOptions,
     "sampled_chunks": SampledChunksOptions,

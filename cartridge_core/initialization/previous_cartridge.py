@@ -42,6 +42,16 @@ def previous_cartridge(source: InitializationSource) -> PrefixKV:
         )
     base = source.base
     check_previous(cartridge, base.identity, template_digest(base.tokenizer), source.num_tokens)
+    return continued(source, cartridge)
+
+
+def continued(source: InitializationSource, cartridge: Cartridge) -> PrefixKV:
+    """All of a Cartridge that `check_previous` accepts, and behind it windows of the corpus up to the wanted length.
+
+    Raises:
+        TrainingError: The corpus has fewer tokens than are missing.
+    """
+    base = source.base
     prefix = cartridge.prefix().to(base.device, base.dtype)
     missing = source.num_tokens - prefix.num_tokens
     if not missing:

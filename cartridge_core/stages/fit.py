@@ -19,6 +19,7 @@ from cartridge_core.stages.model import (
     source_of,
     window_of,
 )
+from cartridge_core.stages.start import starts
 from cartridge_core.stages.store import Facts, Finished
 from cartridge_core.stages.study import StudiedDataset
 from cartridge_core.stages.warm_start import with_previous
@@ -107,7 +108,7 @@ def fit(
     if (dataset is None) != (config.objective == "next_token"):
         problem = f"Objective '{config.objective}' {'needs' if dataset is None else 'does not use'} a dataset."
         raise TrainingError(problem, "Give a dataset for distillation, none for next_token.")
-    trained = {c.digest: c.folder for c in _trained(settings)}
+    trained = {c.digest: c.folder for c in _trained(settings)} | {s.digest: s.folder for s in starts(settings)}
     config = with_previous(settings, corpus, config, model, trained)
     inputs = {
         "tenant": settings.tenant,

@@ -27,6 +27,7 @@ MARKER = "stage.json"
 RECIPES: dict[str, int] = {
     "ingest": 1,
     "study": 1,
+    "start": 1,
     "fit": 1,
     "adapter": 1,
     "quiz": 1,

@@ -12,7 +12,7 @@ ALL_LINEAR = "all-linear"
 
 _NOT_OF_ADAPTERS = {
     "num_frozen_tokens": 0,
-    "initialization": "first_tokens",
+    "initialization": "auto",
     "initialization_options": {},
     "objective": "distillation",
     "optimizer": "adamw",

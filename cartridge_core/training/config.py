@@ -50,8 +50,9 @@ class TrainingConfig(BaseModel):
     """Virtual tokens of the Cartridge, p in the paper."""
     num_frozen_tokens: int = Field(default=1, ge=0)
     """Leading tokens that keep their initial keys and values: the attention sink."""
-    initialization: str = "first_tokens"
-    """Where keys and values start: a name in `cartridge_core.initialization.initializers.INITIALIZERS`."""
+    initialization: str = "auto"
+    """Where keys and values start: a name in `cartridge_core.initialization.initializers.INITIALIZERS`. `auto` takes
+    the learned start that ships for the base model, if there is one that is not longer, or else the first tokens."""
     initialization_options: AnyOptions = Field(default_factory=dict, validate_default=True)
     """What that initialiser can be told: the fields of its class in `cartridge_core.initialization.options`."""
     objective: Literal["distillation", "next_token"] = "distillation"
@@ -142,7 +143,7 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _of_that_name(cls, stated: Any, info: ValidationInfo) -> InitializationOptions:
         # Without a name that one was refused already, with a message of its own.
-        return options_of(info.data.get("initialization", "first_tokens"), stated)
+        return options_of(info.data.get("initialization", "auto"), stated)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

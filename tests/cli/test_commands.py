@@ -24,6 +24,7 @@ COMMANDS = [
     "corpus show",
     "synthesize",
     "train",
+    "learn-start",
     "evaluate",
     "compose",
     "register",
@@ -47,6 +48,7 @@ COMMANDS = [
     "quickstart",
     "reap",
     "reference evaluate",
+    "reference learn-start",
 ]
 
 

@@ -54,3 +54,15 @@ def test_wrong_words_are_refused(workplace: Workplace, training: Path) -> None:
         "train", "wards", "--config", training, "--init-from", "champion"
     )
     assert "text: Field required" in refusal("train", "wards", "--config", training, "--init", "text")
+
+
+def test_a_start_is_learnt_and_started_from(workplace: Workplace, training: Path) -> None:
+    answer("corpus", "add", "rooms", workplace.documents / "room.md")
+    answer("synthesize", "rooms", "--config", workplace.study_file)
+    words = ("--tokens", "24", "--rounds", "1", "--steps", "6")
+    start = answer("learn-start", "wards", "rooms", *words)
+    assert (start["num_tokens"], start["corpora"], start["cached"]) == (24, ["wards", "rooms"], False)
+    assert answer("learn-start", "wards", "rooms", *words)["cached"]
+    begun = answer("train", "wards", "--config", training, "--init-from", start["digest"][:8])
+    assert not begun["cached"]
+    assert "two or more different" in refusal("learn-start", "wards", *words)

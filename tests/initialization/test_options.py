@@ -28,8 +28,8 @@ def test_a_file_states_name_and_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"initialization": "magic"}, "named 'magic'; choose one of first_tokens"),
-        ({"initialization_options": {"keys": "omp"}}, "keys: Extra inputs .* 'first_tokens', whose options are: none"),
+        ({"initialization": "magic"}, "named 'magic'; choose one of auto, first_tokens"),
+        ({"initialization_options": {"keys": "omp"}}, "keys: Extra inputs .* 'auto', whose options are: none"),
         ({"initialization": "text"}, "text: Field required"),
         ({"initialization": "cartridge"}, "cartridge: Field required"),
         ({"initialization": "attention_matching", "initialization_options": {"keys": "best"}}, "'rms'"),

@@ -1,0 +1,123 @@
+"""A learned start: keys and values that Cartridges of many corpora are near to, so that a new one has less to learn.
+
+In rounds: from where the round starts each corpus trains a Cartridge for some steps, and the mean of their keys and
+values is where the next round starts. That is Reptile (arXiv 1803.02999, batched and with a step of 1), or federated
+averaging (1602.05629) over corpora. What the corpora do not share averages out; how questions are answered from a
+Cartridge stays.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cartridge_core.cartridge import MANIFEST_FILE, Cartridge, PrefixKV
+from cartridge_core.corpus import Corpus
+from cartridge_core.dataset import ConversationDataset
+from cartridge_core.digest import digest_of
+from cartridge_core.initialization.options import CartridgeOptions
+from cartridge_core.models import BaseModel
+from cartridge_core.progress import Progress, no_progress
+from cartridge_core.rendering import template_digest
+from cartridge_core.training.config import TrainingConfig
+from cartridge_core.training.loop import train
+from cartridge_core.training.start_config import StartConfig, check_corpora
+
+Study = tuple[Corpus, ConversationDataset]
+"""A corpus and what there is to distil about it."""
+
+
+def learn_start(
+    base: BaseModel,
+    studies: Sequence[Study],
+    config: StartConfig,
+    folder: Path,
+    *,
+    tenant: str = "default",
+    progress: Progress = no_progress,
+) -> Cartridge:
+    """Learn where Cartridges of a base model should start, or go on where a killed run of the same inputs was.
+
+    Args:
+        base: The frozen model.
+        studies: At least two; corpora that are like those to come.
+        config: Length, rounds, steps.
+        folder: Where the runs lie while they are needed; one round's mean is kept until the next one is there.
+        tenant: Who the corpora belong to.
+        progress: Told about steps over all rounds and corpora.
+
+    Returns:
+        The last round's mean. It stands in for no corpus: its `corpus_digest` is that of the list of all.
+
+    Raises:
+        TrainingError: There are fewer than two corpora, one is given twice, or one cannot be trained on.
+    """
+    check_corpora([corpus.digest for corpus, _ in studies])
+    total = config.rounds * len(studies) * config.steps
+    ended = [number for number in range(config.rounds) if (folder / f"round-{number}" / MANIFEST_FILE).exists()]
+    first = max(ended, default=-1)
+    start = Cartridge.load(folder / f"round-{first}") if ended else None
+    for number in range(first + 1, config.rounds):
+        trained = []
+        for place, (corpus, dataset) in enumerate(studies):
+            done = (number * len(studies) + place) * config.steps
+
+            def told(step: int, _: int, doing: str, done: int = done, number: int = number) -> None:
+                progress(done + step, total, f"round {number + 1} of {config.rounds}: {doing}")
+
+            training = _training(config, number, start, folder / f"round-{number - 1}")
+            run = folder / f"round-{number}-corpus-{place}"
+            trained.append(train(base, corpus, dataset, training, run, tenant=tenant, progress=told).cartridge)
+        start = _mean(base, trained, studies, config, tenant)
+        start.save(folder / f"round-{number}")
+        for left in (*folder.glob(f"round-{number}-corpus-*"), folder / f"round-{number - 1}"):
+            shutil.rmtree(left, ignore_errors=True)
+    assert start is not None  # There is at least one round.
+    return start
+
+
+def _training(config: StartConfig, number: int, start: Cartridge | None, folder: Path) -> TrainingConfig:
+    where = (
+        {"initialization": "first_tokens"}
+        if start is None
+        else {
+            "initialization": "cartridge",
+            "initialization_options": CartridgeOptions(cartridge=start.digest, folder=folder),
+        }
+    )
+    return TrainingConfig(
+        num_tokens=config.num_tokens,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        eval_every=config.steps,
+        patience=None,
+        seed=config.seed + number,
+        **where,
+    )
+
+
+def _mean(
+    base: BaseModel, trained: Sequence[Cartridge], studies: Sequence[Study], config: StartConfig, tenant: str
+) -> Cartridge:
+    prefixes = [cartridge.prefix() for cartridge in trained]
+    keys, values = (
+        [
+            None if layer[0] is None else torch.stack([t.float() for t in layer if t is not None]).mean(dim=0)
+            for layer in zip(*sides, strict=True)
+        ]
+        for sides in ([p.keys for p in prefixes], [p.values for p in prefixes])
+    )
+    return Cartridge.from_prefix(
+        PrefixKV(keys, values, prefixes[0].next_position),
+        base_model=base.identity,
+        layers=base.layer_specs,
+        dtype=base.kv_dtype,
+        template_digest=template_digest(base.tokenizer),
+        num_frozen_tokens=trained[0].manifest.num_frozen_tokens,
+        tenant=tenant,
+        corpus_digest=digest_of([corpus.digest for corpus, _ in studies]),
+        dataset_digest=digest_of([dataset.manifest.digest for _, dataset in studies]),
+        training_config_digest=config.digest,
+        seed=config.seed,
+    )
