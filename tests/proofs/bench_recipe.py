@@ -46,7 +46,7 @@ ASKED = {
 SEEDS = (0, 1, 2)
 PAPER_STEPS = 2000
 PAPER_RATES = (0.02, 0.05, 0.1, 0.2)
-OUR_STEPS = (100, 150, 200, 300, 400)
+OUR_STEPS = (100, 125, 150, 175, 200, 250, 300, 400)
 NUM_TOKENS = 80
 PAPER_FIELDS = {"num_tokens", "num_frozen_tokens", "learning_rate", "steps", "batch_size", "seed", "precision"}
 
