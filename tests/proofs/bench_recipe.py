@@ -207,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(pairs) < len(NAMES) * len(SEEDS):
         print("These runs are made. Without options the comparison is written.")
         return 0
-    Console().print(table(pairs))
+    # Whole into a file or a pipe, too, where rich would squeeze the columns into 80 characters.
+    Console(width=None if sys.stdout.isatty() else 160).print(table(pairs))
     rows = [
         {"corpus": p.name, "seed": p.seed, "rate": p.rate, "mark": p.paper.best.kl, "ratios": list(p.ratios)}
         for p in pairs
