@@ -92,6 +92,7 @@ fuzz: $(STAMP)  ## The gateway's OpenAPI document, fuzzed for longer (FUZZ_EXAMP
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/serving/test_openapi_fuzz.py
 
 reference-start: $(STAMP)  ## Learn the start that ships for the reference model (two CPU cores: about 30 minutes)
+	rm -rf build/reference-start/start
 	$(BIN)/cartridge reference learn-start build/reference-start/start
 	cp build/reference-start/start/* cartridge_core/reference/start/
 

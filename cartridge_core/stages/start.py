@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, model_key
+from cartridge_core.stages.model import borrowed_model, identity_of, model_key, rendering_of, window_of
 from cartridge_core.stages.store import Facts, Finished
 from cartridge_core.stages.study import StudiedDataset
 from cartridge_core.training.start_config import StartConfig, check_corpora
@@ -65,7 +65,8 @@ def learned_start(
         progress: Told about steps.
 
     Raises:
-        TrainingError: There are fewer than two different corpora, or one cannot be trained on.
+        TrainingError: There are fewer than two different corpora, or one cannot be trained on; said before
+            the model's weights are loaded.
     """
     digests = [corpus.digest for corpus, _ in studies]
     check_corpora(digests)
@@ -78,9 +79,14 @@ def learned_start(
     }
 
     def work(directory: Path) -> Facts:
+        from cartridge_core.training.checks import check_inputs
         from cartridge_core.training.learned_start import learn_start
 
         loaded = [(corpus.load(), dataset.load()) for corpus, dataset in studies]
+        identity, window = identity_of(settings, model), window_of(settings, model)
+        template = rendering_of(settings, model)
+        for corpus, conversations in loaded:
+            check_inputs(identity, window, template, corpus, conversations, config.training(0), 1)
         runs = directory / "runs"
         with borrowed_model(settings, model) as base:
             start = learn_start(base, loaded, config, runs, tenant=settings.tenant, progress=progress)

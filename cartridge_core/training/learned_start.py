@@ -9,6 +9,7 @@ Cartridge stays.
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,6 @@ from cartridge_core.initialization.options import CartridgeOptions
 from cartridge_core.models import BaseModel
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.rendering import template_digest
-from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.loop import train
 from cartridge_core.training.start_config import StartConfig, check_corpora
 
@@ -56,9 +56,9 @@ def learn_start(
     check_corpora([corpus.digest for corpus, _ in studies])
     total = config.rounds * len(studies) * config.steps
     ended = [number for number in range(config.rounds) if (folder / f"round-{number}" / MANIFEST_FILE).exists()]
-    first = max(ended, default=-1)
-    start = Cartridge.load(folder / f"round-{first}") if ended else None
-    for number in range(first + 1, config.rounds):
+    newest = max(ended, default=-1)
+    start = Cartridge.load(folder / f"round-{newest}") if ended else None
+    for number in range(newest + 1, config.rounds):
         trained = []
         for place, (corpus, dataset) in enumerate(studies):
             done = (number * len(studies) + place) * config.steps
@@ -66,7 +66,7 @@ def learn_start(
             def told(step: int, _: int, doing: str, done: int = done, number: int = number) -> None:
                 progress(done + step, total, f"round {number + 1} of {config.rounds}: {doing}")
 
-            training = _training(config, number, start, folder / f"round-{number - 1}")
+            training = config.training(number, **_where(start, folder / f"round-{number - 1}"))
             run = folder / f"round-{number}-corpus-{place}"
             trained.append(train(base, corpus, dataset, training, run, tenant=tenant, progress=told).cartridge)
         start = _mean(base, trained, studies, config, tenant)
@@ -77,24 +77,11 @@ def learn_start(
     return start
 
 
-def _training(config: StartConfig, number: int, start: Cartridge | None, folder: Path) -> TrainingConfig:
-    where = (
-        {"initialization": "first_tokens"}
-        if start is None
-        else {
-            "initialization": "cartridge",
-            "initialization_options": CartridgeOptions(cartridge=start.digest, folder=folder),
-        }
-    )
-    return TrainingConfig(
-        num_tokens=config.num_tokens,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        eval_every=config.steps,
-        patience=None,
-        seed=config.seed + number,
-        **where,
-    )
+def _where(start: Cartridge | None, folder: Path) -> dict[str, Any]:
+    if start is None:
+        return {"initialization": "first_tokens"}
+    options = CartridgeOptions(cartridge=start.digest, folder=folder)
+    return {"initialization": "cartridge", "initialization_options": options}
 
 
 def _mean(

@@ -1,11 +1,13 @@
 """How a start is learnt."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cartridge_core.digest import digest_of
 from cartridge_core.errors import TrainingError
+from cartridge_core.training.config import TrainingConfig
 
 
 class StartConfig(BaseModel):
@@ -29,9 +31,26 @@ class StartConfig(BaseModel):
         """sha256 of the canonical configuration."""
         return digest_of(self.model_dump(mode="json"))
 
+    def training(self, number: int, **where: Any) -> TrainingConfig:
+        """How a corpus trains in a round.
+
+        Args:
+            number: Of the round, counted from 0.
+            **where: `initialization` and its options.
+        """
+        return TrainingConfig(
+            num_tokens=self.num_tokens,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            eval_every=self.steps,
+            patience=None,
+            seed=self.seed + number,
+            **where,
+        )
+
 
 def check_corpora(digests: Sequence[str]) -> None:
-    """Refuse corpora that have nothing in common to learn.
+    """Refuse a list of corpora that have nothing to share: a mean is of several.
 
     Raises:
         TrainingError: They are fewer than two, or one is given twice.

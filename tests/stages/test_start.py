@@ -39,6 +39,8 @@ def test_it_is_made_once_started_from_and_forgotten(workplace: Workplace, monkey
         assert learned_start(settings, [wards, rooms], CONFIG).product.cached
         with pytest.raises(TrainingError, match="two or more different"):
             learned_start(settings, [wards], CONFIG)
+        with pytest.raises(TrainingError, match="positions"):
+            learned_start(settings, [wards, rooms], CONFIG.model_copy(update={"num_tokens": 10_000}))
     theirs = settings.model_copy(update={"tenant": "theirs"})
     assert (len(starts(settings)), starts(theirs)) == (1, [])
 
