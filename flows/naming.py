@@ -17,7 +17,7 @@ def run_name(verb: str) -> Callable[[], str]:
 
     def name() -> str:
         told = flow_run.get_parameters()
-        parts = [f"{verb} {told['corpus']}"]
+        parts = [f"{verb} {told['corpus'] if 'corpus' in told else ', '.join(told['corpora'])}"]
         if "model" in told:
             parts.append(Path(told["model"] or Settings().base_model).name)
         if "num_tokens" in told:

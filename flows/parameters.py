@@ -13,6 +13,8 @@ from cartridge_core.settings import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 """Of a corpus or an alias."""
+Corpora = Annotated[list[Name], Field(min_length=2)]
+"""Names of corpora that something is learnt from together."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 """The beginning of a digest; empty for the newest."""
 Paths = Annotated[list[Path], Field(min_length=1)]
@@ -23,6 +25,8 @@ NumConversations = Annotated[int, Field(ge=1, le=10_000_000)]
 """Conversations of a study."""
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 """Optimizer steps."""
+Rounds = Annotated[int, Field(ge=1, le=1_000)]
+"""Rounds of a learned start."""
 NoOrSteps = Annotated[int, Field(ge=0, le=1_000_000)]
 """Optimizer steps of a phase that may be left out."""
 LearningRate = Annotated[float, Field(gt=0, le=100)]
