@@ -7,10 +7,8 @@ from prefect import flow
 
 from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
-from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.size import default_num_tokens
-from cartridge_core.stages.start import learned_start
-from cartridge_core.stages.study import find_dataset
+from cartridge_core.stages.start import learned_start, newest_studies
 from cartridge_core.training.start_config import StartConfig
 from flows.gpu_slot import gpu_slot
 from flows.naming import run_name
@@ -43,11 +41,10 @@ def learn_start(
         The start's digest, which `init_from` of `fit-cartridge` and `train-cartridge` takes, and its size.
     """
     settings = Settings()
-    sources = [find_corpus(settings, name) for name in corpora]
+    studies = newest_studies(settings, corpora, model)
     if num_tokens is None and config is None:
-        num_tokens = min(default_num_tokens(settings, source, model) for source in sources)
+        num_tokens = min(default_num_tokens(settings, source, model) for source, _ in studies)
     learning = config_of(StartConfig, config, num_tokens=num_tokens, rounds=rounds, steps=steps, seed=seed)
-    studies = [(source, find_dataset(settings, source)) for source in sources]
     with gpu_slot(), progress_artifact("learn-start") as progress:
         product = learned_start(settings, studies, learning, model, progress).product
     return tell_result("learn-start", product.facts | {"cached": product.cached})

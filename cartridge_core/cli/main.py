@@ -60,6 +60,7 @@ for command in (
 ):
     app.command()(command)
 app.command("learn-start")(start.learn_start)
+app.command("starts")(start.list_starts)
 app.command("import")(shop.import_)
 app.command("list")(shelf.list_)
 app.command("show")(shelf.show_)

@@ -4,14 +4,12 @@ from typing import Annotated
 
 import typer
 
-from cartridge_core.cli.console import JsonOption, facts, progress_bars, show
+from cartridge_core.cli.console import JsonOption, facts, listing, progress_bars, show
 from cartridge_core.cli.options import ConfigFile, Model
 from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
-from cartridge_core.stages.ingest import find_corpus
 from cartridge_core.stages.size import default_num_tokens
-from cartridge_core.stages.start import learned_start
-from cartridge_core.stages.study import find_dataset
+from cartridge_core.stages.start import forget_start, learned_start, newest_studies, starts
 from cartridge_core.training.start_config import StartConfig
 
 
@@ -37,11 +35,10 @@ def learn_start(
     Example: `cartridge train contracts --tokens 512 --steps 200 --init-from 3f9c2a1b`
     """
     settings = Settings()
-    sources = [find_corpus(settings, name) for name in corpora]
+    studies = newest_studies(settings, corpora, model)
     if num_tokens is None and config is None:
-        num_tokens = min(default_num_tokens(settings, source, model) for source in sources)
+        num_tokens = min(default_num_tokens(settings, source, model) for source, _ in studies)
     learning = config_of(StartConfig, config, num_tokens=num_tokens, rounds=rounds, steps=steps, seed=seed)
-    studies = [(source, find_dataset(settings, source)) for source in sources]
     with progress_bars() as progress:
         start = learned_start(settings, studies, learning, model, progress)
     told = start.product.facts
@@ -54,3 +51,35 @@ def learn_start(
     }
     value = told | {"directory": start.folder, "cached": start.product.cached}
     show(value, as_json, facts("Learned start", rows))
+
+
+def list_starts(
+    remove: Annotated[str | None, typer.Option(metavar="DIGEST", help="Remove this one; Cartridges stay.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the learned starts, oldest first, or remove one: what has begun with it stays as it is.
+
+    Example: `cartridge starts --json`
+
+    Example: `cartridge starts --remove 3f9c2a1b`
+    """
+    settings = Settings()
+    if remove is not None:
+        forget_start(settings, remove)
+    found = starts(settings)
+    values = [
+        start.product.facts
+        | {
+            "base_model": start.product.inputs["base_model"]["id"],
+            "finished_at": start.product.finished_at,
+            "directory": start.folder,
+        }
+        for start in found
+    ]
+    columns = ("digest", "tokens", "base model", "corpora", "learnt at")
+    rows = [
+        (v["digest"][:12], v["num_tokens"], v["base_model"], ", ".join(v["corpora"]), v["finished_at"][:19])
+        for v in values
+    ]
+    nothing = "There is no learned start. Learn one with: cartridge learn-start CORPUS CORPUS..."
+    show(values, as_json, listing(columns, rows) if rows else nothing)

@@ -109,6 +109,7 @@ def _with_tokens(base: BaseModel, prefix: PrefixKV, token_ids: list[int]) -> Dyn
 def _read_behind(base: BaseModel, prefix: PrefixKV, token_ids: list[int]) -> PrefixKV:
     cache = _with_tokens(base, prefix, token_ids)
     # Outside inference mode a clone is an ordinary tensor again, one that training may start from.
-    keys = [layer.keys[0].clone() for layer in cache.layers]
-    values = [layer.values[0].clone() for layer in cache.layers]
+    layers = list(zip(cache.layers, base.layer_specs, strict=True))
+    keys = [layer.keys[0].clone() if spec.has_kv else None for layer, spec in layers]
+    values = [layer.values[0].clone() if spec.has_kv else None for layer, spec in layers]
     return PrefixKV(keys, values, prefix.next_position + len(token_ids))

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cartridge_core.errors import NotFoundError, TrainingError
+from cartridge_core.initialization.shipped_starts import shipped_start
+from cartridge_core.manifest import read_manifest
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
+from cartridge_core.stages.ancestry import ancestry, check_standing
 from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import (
     borrowed_model,
@@ -19,7 +22,7 @@ from cartridge_core.stages.model import (
     source_of,
     window_of,
 )
-from cartridge_core.stages.start import starts
+from cartridge_core.stages.start import LearnedStart, starts
 from cartridge_core.stages.store import Facts, Finished
 from cartridge_core.stages.study import StudiedDataset
 from cartridge_core.stages.warm_start import with_previous
@@ -101,21 +104,25 @@ def fit(
         processes: How many processes of this machine train together, with a GPU each where there are GPUs.
 
     Raises:
-        TrainingError: The inputs cannot be trained on (said before the model's weights are loaded), or training failed.
+        TrainingError: The inputs cannot be trained on (said before the model's weights are loaded), what it is to start
+            from was made of a corpus that was withdrawn, or training failed.
         NotFoundError: The previous Cartridge that it is to start from is nowhere.
         BaseModelMismatchError: That one belongs to another base model.
     """
     if (dataset is None) != (config.objective == "next_token"):
         problem = f"Objective '{config.objective}' {'needs' if dataset is None else 'does not use'} a dataset."
         raise TrainingError(problem, "Give a dataset for distillation, none for next_token.")
-    trained = {c.digest: c.folder for c in _trained(settings)} | {s.digest: s.folder for s in starts(settings)}
-    config = with_previous(settings, corpus, config, model, trained)
+    made: list[FittedCartridge | LearnedStart] = [*_trained(settings), *starts(settings)]
+    config = with_previous(settings, corpus, config, model, {one.digest: one.folder for one in made})
+    ancestors = ancestry(config, [one.product for one in made])
+    check_standing(settings, ancestors)
     inputs = {
         "tenant": settings.tenant,
         "corpus": corpus.digest,
         "dataset": dataset.digest if dataset else None,
         "base_model": model_key(settings, model),
         "config": config.recipe(),
+        "start": _shipped(settings, model, config),
     }
 
     def work(directory: Path) -> Facts:
@@ -131,9 +138,18 @@ def fit(
             "num_unfit": result.num_unfit,
             "num_unfinished": result.curve.num_unfinished,
             "model": source_of(settings, model),
+            "ancestry": ancestors,
         }
 
     return FittedCartridge(store_of(settings).run("fit", inputs, work, resumable=True))
+
+
+def _shipped(settings: Settings, model: str | None, config: TrainingConfig) -> str | None:
+    """Digest of the shipped start that the training begins with, so that another one makes another Cartridge."""
+    if config.initialization != "auto" or config.objective == "next_token":
+        return None
+    folder = shipped_start(identity_of(settings, model), rendering_of(settings, model), config.num_tokens)
+    return read_manifest(folder).digest if folder else None
 
 
 def _train(

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cartridge_core.errors import NotFoundError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ingest import IngestedCorpus, store_of
-from cartridge_core.stages.model import borrowed_model, identity_of, model_key, rendering_of, window_of
+from cartridge_core.stages.ingest import IngestedCorpus, find_corpus, store_of
+from cartridge_core.stages.model import borrowed_model, identity_of, model_key, model_name, rendering_of, window_of
 from cartridge_core.stages.store import Facts, Finished
-from cartridge_core.stages.study import StudiedDataset
+from cartridge_core.stages.study import StudiedDataset, datasets, find_dataset
 from cartridge_core.training.start_config import StartConfig, check_corpora
 
 if TYPE_CHECKING:
     from cartridge_core.cartridge import Cartridge
+    from cartridge_core.corpus import Corpus
+    from cartridge_core.dataset import ConversationDataset
 
 STAGE, CARTRIDGE = "start", "cartridge"
 
@@ -65,8 +68,10 @@ def learned_start(
         progress: Told about steps.
 
     Raises:
-        TrainingError: There are fewer than two different corpora, or one cannot be trained on; said before
-            the model's weights are loaded.
+        TrainingError: There are fewer than two different corpora, or one cannot be trained on, or is shorter than
+            the start; said before the model's weights are loaded.
+        DatasetError: A study has too few questions to hold any out, or is about another corpus; said as early.
+        BaseModelMismatchError: A study was made with another model; said as early.
     """
     digests = [corpus.digest for corpus, _ in studies]
     check_corpora(digests)
@@ -76,28 +81,77 @@ def learned_start(
         "datasets": [dataset.digest for _, dataset in studies],
         "base_model": model_key(settings, model),
         "config": config.model_dump(mode="json"),
+        "training": config.training(0).recipe(),
     }
 
     def work(directory: Path) -> Facts:
-        from cartridge_core.training.checks import check_inputs
+        from cartridge_core.cartridge import MANIFEST_FILE, Cartridge
         from cartridge_core.training.learned_start import learn_start
 
         loaded = [(corpus.load(), dataset.load()) for corpus, dataset in studies]
-        identity, window = identity_of(settings, model), window_of(settings, model)
-        template = rendering_of(settings, model)
-        for corpus, conversations in loaded:
-            check_inputs(identity, window, template, corpus, conversations, config.training(0), 1)
-        runs = directory / "runs"
-        with borrowed_model(settings, model) as base:
-            start = learn_start(base, loaded, config, runs, tenant=settings.tenant, progress=progress)
-        start.save(directory / CARTRIDGE)
-        shutil.rmtree(runs)
+        for study in loaded:
+            _check(settings, model, config, *study)
+        learnt, runs = directory / CARTRIDGE, directory / "runs"
+        # It is there already where a kill fell between here and the stage's own mark.
+        if not (learnt / MANIFEST_FILE).exists():
+            with borrowed_model(settings, model) as base:
+                learn_start(base, loaded, config, runs, tenant=settings.tenant, progress=progress).save(learnt)
+        start = Cartridge.load(learnt)
+        shutil.rmtree(runs, ignore_errors=True)
         return {"digest": start.digest, "num_tokens": start.num_tokens, "corpora": [c.name for c, _ in studies]}
 
     return LearnedStart(store_of(settings).run(STAGE, inputs, work, resumable=True))
+
+
+def _check(
+    settings: Settings, model: str | None, config: StartConfig, corpus: Corpus, dataset: ConversationDataset
+) -> None:
+    """Refuse what cannot be trained on: before the first of several corpora has been."""
+    from cartridge_core.initialization.first_tokens import check_length
+    from cartridge_core.models import load_tokenizer
+    from cartridge_core.rendering import prefix_token_ids
+    from cartridge_core.training.checks import check_inputs
+    from cartridge_core.training.objective import split_study
+
+    window, training = window_of(settings, model), config.training(0)
+    identity, rendering = identity_of(settings, model), rendering_of(settings, model)
+    check_inputs(identity, window, rendering, corpus, dataset, training)
+    length = len(prefix_token_ids(load_tokenizer(model_name(settings, model)), corpus.text()))
+    check_length(config.num_tokens, length, f"corpus {corpus.name!r}")
+    split_study(dataset, training, window)
+
+
+def newest_studies(
+    settings: Settings, names: Sequence[str], model: str | None = None
+) -> list[tuple[IngestedCorpus, StudiedDataset]]:
+    """Corpora as they were last read, each with the newest study that this base model made of it.
+
+    Where only other models studied one, that study is taken and `learned_start` refuses it by name.
+
+    Raises:
+        NotFoundError: There is no such corpus, it was withdrawn, or nobody studied it.
+    """
+    key, found = model_key(settings, model), []
+    for corpus in (find_corpus(settings, name) for name in names):
+        own = [one for one in datasets(settings, corpus) if one.product.inputs["base_model"] == key]
+        found.append((corpus, own[-1] if own else find_dataset(settings, corpus)))
+    return found
 
 
 def starts(settings: Settings) -> list[LearnedStart]:
     """The tenant's learned starts, oldest first."""
     products = store_of(settings).finished(STAGE)
     return [LearnedStart(product) for product in products if product.inputs["tenant"] == settings.tenant]
+
+
+def forget_start(settings: Settings, digest: str) -> None:
+    """Remove a learned start from the digest store; what has begun with it stays, and remembers where it is from.
+
+    Raises:
+        NotFoundError: None or several of the tenant's begin with that digest.
+    """
+    found = [start for start in starts(settings) if start.digest.startswith(digest)]
+    if len(found) != 1:
+        problem = f"{len(found) or 'No'} learned starts begin with {digest!r}."
+        raise NotFoundError(problem, "`cartridge starts` lists them.")
+    store_of(settings).forget(found[0].product)

@@ -88,15 +88,19 @@ def study(
     return StudiedDataset(store_of(settings).run("study", inputs, work, resumable=True))
 
 
+def datasets(settings: Settings, corpus: IngestedCorpus) -> list[StudiedDataset]:
+    """All datasets about a corpus version, the oldest first."""
+    products = store_of(settings).finished("study")
+    return [StudiedDataset(product) for product in products if product.inputs["corpus"] == corpus.digest]
+
+
 def find_dataset(settings: Settings, corpus: IngestedCorpus, digest: str = "") -> StudiedDataset:
     """The newest dataset about a corpus version, or the one whose digest begins with `digest`.
 
     Raises:
         NotFoundError: There is none.
     """
-    products = store_of(settings).finished("study")
-    datasets = [StudiedDataset(p) for p in products if p.inputs["corpus"] == corpus.digest]
-    matching = [dataset for dataset in datasets if dataset.digest.startswith(digest)]
+    matching = [dataset for dataset in datasets(settings, corpus) if dataset.digest.startswith(digest)]
     if not matching:
         which = f"no dataset {digest}" if digest else "not been studied"
         problem = f"Corpus '{corpus.name}' ({corpus.digest[:12]}) has {which}."

@@ -17,7 +17,7 @@ _NOT_OF_ADAPTERS = {
     "objective": "distillation",
     "optimizer": "adamw",
     "value_learning_rate_ratio": 1.0,
-    "momentum": 0.8,
+    "momentum": 0.7,
     "window_tokens": 256,
     "windows_per_batch": 6,
     "ema_decay": None,

@@ -16,7 +16,7 @@ from cartridge_core.initialization.options import (
 
 DEFAULT_LEARNING_RATES: dict[str, float] = {"adamw": 0.02, "muon": 1.0}
 """By optimizer. AdamW's is the paper's (arXiv 2506.06266, appendix); Muon's updates have another scale."""
-DEFAULT_VALUE_RATIOS: dict[str, float] = {"adamw": 1.0, "muon": 2.0}
+DEFAULT_VALUE_RATIOS: dict[str, float] = {"adamw": 1.0, "muon": 3.0}
 """By optimizer. Keys decide what is found, values what is said: the former bear smaller steps."""
 
 
@@ -62,8 +62,8 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
     """Highest learning rate, reached after the warm-up; 1.0 for Muon and 0.02 for AdamW where nobody says."""
     value_learning_rate_ratio: float = Field(default_factory=_default_value_ratio, ge=0)
-    """Learning rate of values over that of keys; 2 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
-    momentum: float = Field(default=0.8, ge=0, lt=1)
+    """Learning rate of values over that of keys; 3 for Muon and 1 for AdamW where nobody says; 0 trains keys only."""
+    momentum: float = Field(default=0.7, ge=0, lt=1)
     """Of Muon (AdamW's moments decay at 0.9 and 0.999)."""
     steps: int = Field(default=600, gt=0)
     """Optimizer steps."""

@@ -6,6 +6,7 @@ averaging (1602.05629) over corpora. What the corpora do not share averages out;
 Cartridge stays.
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from cartridge_core.progress import Progress, no_progress
 from cartridge_core.rendering import template_digest
 from cartridge_core.training.loop import train
 from cartridge_core.training.start_config import StartConfig, check_corpora
+
+logger = logging.getLogger(__name__)
 
 Study = tuple[Corpus, ConversationDataset]
 """A corpus and what there is to distil about it."""
@@ -68,7 +71,12 @@ def learn_start(
 
             training = config.training(number, **_where(start, folder / f"round-{number - 1}"))
             run = folder / f"round-{number}-corpus-{place}"
-            trained.append(train(base, corpus, dataset, training, run, tenant=tenant, progress=told).cartridge)
+            result = train(base, corpus, dataset, training, run, tenant=tenant, progress=told)
+            if not result.best_step:
+                logger.warning(
+                    "Round %d: corpus %r stays where it began; more steps may help.", number + 1, corpus.name
+                )
+            trained.append(result.cartridge)
         start = _mean(base, trained, studies, config, tenant)
         start.save(folder / f"round-{number}")
         for left in (*folder.glob(f"round-{number}-corpus-*"), folder / f"round-{number - 1}"):

@@ -251,10 +251,14 @@ def _holding(named: Sequence[IngestedCorpus], document: str) -> tuple[list[Inges
 
 
 def _made_of(settings: Settings, contents: set[str]) -> list[Finished]:
-    """Finished work whose inputs name one of these digests, or that of other work that does."""
-    store = store_of(settings)
+    """Finished work whose inputs or ancestry name one of these digests, or that of other work that does.
+
+    Other tenants' work is theirs, also where it is about a text that both have.
+    """
+    store, ours = store_of(settings), settings.tenant
     open_ = [p for stage in RECIPES if stage != "ingest" for p in store.finished(stage)]
-    named = {product.key: canonical_json(product.inputs) for product in open_}
+    open_ = [product for product in open_ if product.inputs.get("tenant", ours) == ours]
+    named = {p.key: canonical_json([p.inputs, p.facts.get("ancestry", [])]) for p in open_}
     digests, made = set(contents), list[Finished]()
     while True:
         new = [product for product in open_ if any(digest in named[product.key] for digest in digests)]

@@ -66,3 +66,7 @@ def test_a_start_is_learnt_and_started_from(workplace: Workplace, training: Path
     begun = answer("train", "wards", "--config", training, "--init-from", start["digest"][:8])
     assert not begun["cached"]
     assert "two or more different" in refusal("learn-start", "wards", *words)
+    (listed,) = answer("starts")
+    assert (listed["digest"], listed["corpora"]) == (start["digest"], ["wards", "rooms"])
+    assert "No learned starts begin with 'ffffff'" in refusal("starts", "--remove", "ffffff")
+    assert answer("starts", "--remove", start["digest"][:8]) == []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from cartridge_core.benchmarks import BENCHMARKS
 from cartridge_core.cartridge import Cartridge
 from cartridge_core.corpus import Corpus, Document
 from cartridge_core.evaluation import EvaluationConfig, evaluate
-from cartridge_core.initialization.automatic import SHIPPED_STARTS, automatic, shipped_start
+from cartridge_core.initialization.automatic import automatic
 from cartridge_core.initialization.first_tokens import first_tokens
+from cartridge_core.initialization.shipped_starts import SHIPPED_STARTS, shipped_start
 from cartridge_core.initialization.source import InitializationSource
 from cartridge_core.models import BaseModel, load_base_model
 from cartridge_core.prefix_kv import PrefixKV
 from cartridge_core.reference.samples import SHORT, draw_sample
+from cartridge_core.rendering import template_digest
 from cartridge_core.training.config import TrainingConfig
 from tests.initialization.conftest import Sourced
 from tests.initialization.test_initializers import tensors
@@ -29,6 +32,10 @@ def source() -> InitializationSource:
     return InitializationSource(load_base_model("reference"), corpus, 80, conversations=())
 
 
+def shipped(source: InitializationSource) -> Path | None:
+    return shipped_start(source.base.identity, template_digest(source.base.tokenizer), source.num_tokens)
+
+
 def same(one: PrefixKV, other: PrefixKV) -> bool:
     return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
 
@@ -36,7 +43,7 @@ def same(one: PrefixKV, other: PrefixKV) -> bool:
 def test_the_reference_model_has_one_and_it_is_the_default(source: InitializationSource) -> None:
     start = Cartridge.load(SHIPPED_STARTS[0])
     assert TrainingConfig(num_tokens=80).initialization == "auto"
-    assert shipped_start(source) == SHIPPED_STARTS[0]
+    assert shipped(source) == SHIPPED_STARTS[0]
     assert same(automatic(source), start.prefix().to(source.base.device, source.base.dtype))
     longer = automatic(replace(source, num_tokens=100))
     assert longer.num_tokens == longer.next_position == 100
@@ -58,10 +65,10 @@ def test_shorter_cartridges_text_and_other_models_start_from_the_first_tokens(
     source: InitializationSource, sourced: Sourced, tiny_base: Callable[[str], BaseModel]
 ) -> None:
     shorter = replace(source, num_tokens=79)
-    assert shipped_start(shorter) is None
+    assert shipped(shorter) is None
     assert same(automatic(shorter), first_tokens(shorter))
     baseline = replace(source, conversations=None)
     assert same(automatic(baseline), first_tokens(baseline))
     other = sourced(tiny_base("qwen2"), "auto", num_tokens=30)
-    assert shipped_start(other) is None
+    assert shipped(other) is None
     assert same(automatic(other), first_tokens(other))

@@ -21,6 +21,7 @@ from cartridge_core.rendering import prefix_token_ids, template_digest
 from tests.initialization.conftest import Sourced
 from tests.initialization.test_initializers import tensors
 from tests.samples import cartridge_of
+from tests.training.test_packed_attention import build as with_shared_layers
 
 Tiny = Callable[[str], BaseModel]
 
@@ -53,6 +54,15 @@ def test_further_tokens_are_windows_read_behind_it(each_base: BaseModel, sourced
     for ours, theirs in zip(tensors(made), tensors(whole), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         assert not ours.is_inference()
+
+
+def test_layers_without_keys_of_their_own_stay_so(sourced: Sourced, tmp_path: Path) -> None:
+    base = with_shared_layers("gemma3n")
+    source = sourced(base, num_tokens=42)
+    made = previous_cartridge(warm(source, cartridge_of(base, first_tokens(replace(source, num_tokens=30))), tmp_path))
+    assert made.num_tokens == 42
+    assert [keys is None for keys in made.keys] == [not spec.has_kv for spec in base.layer_specs]
+    assert any(keys is None for keys in made.keys)
 
 
 def test_what_makes_no_sense_is_refused(tiny_base: Tiny, sourced: Sourced, tmp_path: Path) -> None:

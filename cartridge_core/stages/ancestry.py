@@ -1,0 +1,57 @@
+"""What a Cartridge began with, and the corpora that this was made of: forgetting and withdrawing reach through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cartridge_core.errors import TrainingError
+from cartridge_core.initialization.options import CartridgeOptions
+from cartridge_core.settings import Settings
+from cartridge_core.stages.ingest import corpora
+from cartridge_core.stages.store import Facts, Finished
+from cartridge_core.training.config import TrainingConfig
+
+
+def ancestry(config: TrainingConfig, made: Sequence[Finished]) -> list[str]:
+    """Digests of the Cartridges or starts that a training goes back to, and of the corpora that these were made of.
+
+    All of them, because a link between may be deleted one day and what was handed down is still there.
+
+    Args:
+        config: How to train, with the whole digest of what it starts from.
+        made: Trained Cartridges and learned starts in the digest store.
+    """
+    options = config.initialization_options
+    if not isinstance(options, CartridgeOptions):
+        return []
+    found = {options.cartridge}
+    for product in made:
+        if product.facts["digest"] == options.cartridge:
+            found |= {*corpora_of(product.inputs), *product.facts.get("ancestry", ())}
+    return sorted(found)
+
+
+def corpora_of(inputs: Facts) -> list[str]:
+    """Digests of the corpora that a training or a learned start names."""
+    return list(inputs["corpora"]) if "corpora" in inputs else [inputs["corpus"]]
+
+
+def check_standing(settings: Settings, ancestors: Sequence[str]) -> None:
+    """Refuse to begin with what was made of a corpus that was withdrawn.
+
+    Args:
+        settings: Store and tenant.
+        ancestors: As `ancestry` gives them.
+
+    Raises:
+        TrainingError: Names the corpus and the reason.
+    """
+    versions = [version for version in corpora(settings) if version.digest in ancestors]
+    standing = {version.digest for version in versions if not version.reading.withdrawn}
+    for version in versions:
+        if version.digest not in standing:
+            raise TrainingError(
+                f"What this training would begin with was made of corpus {version.name!r} ({version.digest[:12]}), "
+                f"which was withdrawn: {version.reading.withdrawn}",
+                "Begin with something else, or add that corpus again.",
+            )
