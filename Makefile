@@ -91,7 +91,7 @@ browser-test: $(STAMP)  ## The gateway's page in a real headless Chromium (CHROM
 fuzz: $(STAMP)  ## The gateway's OpenAPI document, fuzzed for longer (FUZZ_EXAMPLES=500 requests an operation, drawn anew)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/serving/test_openapi_fuzz.py
 
-reference-start: $(STAMP)  ## Learn the start that ships for the reference model (an hour of one core)
+reference-start: $(STAMP)  ## Learn the start that ships for the reference model (three quarters of an hour of one core)
 	rm -rf build/reference-start/start
 	$(BIN)/cartridge reference learn-start build/reference-start/start
 	cp build/reference-start/start/* cartridge_core/reference/start/

@@ -58,7 +58,7 @@ def learn_start(
     home: Annotated[Path, typer.Option(help="Where corpora and studies are kept.")] = Path("build/reference-start"),
     as_json: JsonOption = False,
 ) -> None:
-    """Learn the start that ships for the reference model, from sixteen draws of its world: three quarters of an hour.
+    """Learn the start that ships for the reference model, from eight draws of its world: three quarters of an hour.
 
     Example: `cartridge reference learn-start /tmp/start`
     """

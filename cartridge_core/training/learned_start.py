@@ -2,8 +2,8 @@
 
 In rounds: from where the round starts each corpus trains a Cartridge for some steps, and the mean of their keys and
 values is where the next round starts. That is Reptile (arXiv 1803.02999, batched and with a step of 1), or federated
-averaging (1602.05629) over corpora. What the corpora do not share averages out; how questions are answered from a
-Cartridge stays.
+averaging (1602.05629) over corpora. Most of what the corpora do not share averages out; how questions are answered from
+a Cartridge stays.
 """
 
 import logging

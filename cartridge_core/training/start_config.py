@@ -11,7 +11,7 @@ from cartridge_core.training.config import TrainingConfig
 
 
 class StartConfig(BaseModel):
-    """Length of the start and how long it is learnt; all else is the default recipe of training."""
+    """Length of the start and how long it is learnt; all else is the recipe of training, values at twice the rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -45,6 +45,9 @@ class StartConfig(BaseModel):
             eval_every=self.steps,
             patience=None,
             seed=self.seed + number,
+            # The rates that starts were measured with; what begins with one trains at the defaults.
+            value_learning_rate_ratio=2.0,
+            momentum=0.8,
             **where,
         )
 
