@@ -9,7 +9,7 @@ from cartridge_core.cli.options import ConfigFile, Model
 from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.size import default_num_tokens
-from cartridge_core.stages.start import forget_start, learned_start, newest_studies, starts
+from cartridge_core.stages.start import find_start, forget_start, learned_start, newest_studies, starts
 from cartridge_core.training.start_config import StartConfig
 
 
@@ -21,6 +21,9 @@ def learn_start(
     rounds: Annotated[int | None, typer.Option(help="How often the Cartridges' mean is taken. Default: 6.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of each corpus in a round. Default: 150.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the order of examples.")] = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", metavar="DIGEST", help="Go on from this learned start with other corpora.")
+    ] = None,
     model: Model = None,
     config: ConfigFile = None,
     as_json: JsonOption = False,
@@ -32,6 +35,8 @@ def learn_start(
 
     Example: `cartridge learn-start handbook price-list faq --tokens 512`
 
+    Example: `cartridge learn-start leases tenders --tokens 512 --rounds 1 --from 3f9c2a1b`
+
     Example: `cartridge train contracts --tokens 512 --steps 200 --init-from 3f9c2a1b`
     """
     settings = Settings()
@@ -40,7 +45,8 @@ def learn_start(
         num_tokens = min(default_num_tokens(settings, source, model) for source, _ in studies)
     learning = config_of(StartConfig, config, num_tokens=num_tokens, rounds=rounds, steps=steps, seed=seed)
     with progress_bars() as progress:
-        start = learned_start(settings, studies, learning, model, progress)
+        earlier = find_start(settings, begin) if begin else None
+        start = learned_start(settings, studies, learning, model, progress, earlier)
     told = start.product.facts
     rows = {
         "digest": start.digest,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cartridge_core.errors import NotFoundError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
+from cartridge_core.stages.ancestry import check_standing, corpora_of
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus, store_of
 from cartridge_core.stages.model import borrowed_model, identity_of, model_key, model_name, rendering_of, window_of
 from cartridge_core.stages.store import Facts, Finished
@@ -55,6 +56,7 @@ def learned_start(
     config: StartConfig,
     model: str | None = None,
     progress: Progress = no_progress,
+    begin: LearnedStart | None = None,
 ) -> LearnedStart:
     """Learn a start, or find that this was done; a killed run goes on from the newest checkpoint.
 
@@ -66,17 +68,24 @@ def learned_start(
         config: Length, rounds, steps.
         model: Hub id or folder; None for the settings' own.
         progress: Told about steps.
+        begin: An earlier start that these corpora go on from; None for their first tokens.
 
     Raises:
         TrainingError: There are fewer than two different corpora, or one cannot be trained on, or is shorter than
-            the start; said before the model's weights are loaded.
+            the start, or the earlier start does not fit or was made of a corpus that was withdrawn; said before the
+            model's weights are loaded.
         DatasetError: A study has too few questions to hold any out, or is about another corpus; said as early.
         BaseModelMismatchError: A study was made with another model; said as early.
     """
     digests = [corpus.digest for corpus, _ in studies]
     check_corpora(digests)
+    ancestors = (
+        sorted({*corpora_of(begin.product.inputs), *begin.product.facts["ancestry"], begin.digest}) if begin else []
+    )
+    check_standing(settings, ancestors)
     inputs = {
         "tenant": settings.tenant,
+        "begin": begin.digest if begin else None,
         "corpora": digests,
         "datasets": [dataset.digest for _, dataset in studies],
         "base_model": model_key(settings, model),
@@ -86,19 +95,28 @@ def learned_start(
 
     def work(directory: Path) -> Facts:
         from cartridge_core.cartridge import MANIFEST_FILE, Cartridge
+        from cartridge_core.initialization.previous_cartridge import check_previous
         from cartridge_core.training.learned_start import learn_start
 
         loaded = [(corpus.load(), dataset.load()) for corpus, dataset in studies]
         for study in loaded:
             _check(settings, model, config, *study)
+        if begin:
+            check_previous(begin.load(), identity_of(settings, model), rendering_of(settings, model), config.num_tokens)
         learnt, runs = directory / CARTRIDGE, directory / "runs"
         # It is there already where a kill fell between here and the stage's own mark.
         if not (learnt / MANIFEST_FILE).exists():
             with borrowed_model(settings, model) as base:
-                learn_start(base, loaded, config, runs, tenant=settings.tenant, progress=progress).save(learnt)
+                told = {"tenant": settings.tenant, "progress": progress}
+                learn_start(base, loaded, config, runs, begin=begin.folder if begin else None, **told).save(learnt)
         start = Cartridge.load(learnt)
         shutil.rmtree(runs, ignore_errors=True)
-        return {"digest": start.digest, "num_tokens": start.num_tokens, "corpora": [c.name for c, _ in studies]}
+        return {
+            "digest": start.digest,
+            "num_tokens": start.num_tokens,
+            "corpora": [corpus.name for corpus, _ in studies],
+            "ancestry": ancestors,
+        }
 
     return LearnedStart(store_of(settings).run(STAGE, inputs, work, resumable=True))
 
@@ -144,8 +162,8 @@ def starts(settings: Settings) -> list[LearnedStart]:
     return [LearnedStart(product) for product in products if product.inputs["tenant"] == settings.tenant]
 
 
-def forget_start(settings: Settings, digest: str) -> None:
-    """Remove a learned start from the digest store; what has begun with it stays, and remembers where it is from.
+def find_start(settings: Settings, digest: str) -> LearnedStart:
+    """The tenant's learned start whose digest begins so.
 
     Raises:
         NotFoundError: None or several of the tenant's begin with that digest.
@@ -154,4 +172,13 @@ def forget_start(settings: Settings, digest: str) -> None:
     if len(found) != 1:
         problem = f"{len(found) or 'No'} learned starts begin with {digest!r}."
         raise NotFoundError(problem, "`cartridge starts` lists them.")
-    store_of(settings).forget(found[0].product)
+    return found[0]
+
+
+def forget_start(settings: Settings, digest: str) -> None:
+    """Remove a learned start from the digest store; what has begun with it stays, and remembers where it is from.
+
+    Raises:
+        NotFoundError: None or several of the tenant's begin with that digest.
+    """
+    store_of(settings).forget(find_start(settings, digest).product)

@@ -37,6 +37,7 @@ def learn_start(
     config: StartConfig,
     folder: Path,
     *,
+    begin: Path | None = None,
     tenant: str = "default",
     progress: Progress = no_progress,
 ) -> Cartridge:
@@ -47,6 +48,7 @@ def learn_start(
         studies: At least two; corpora that are like those to come.
         config: Length, rounds, steps.
         folder: Where the runs lie while they are needed; one round's mean is kept until the next one is there.
+        begin: Folder of an earlier start that the first round goes on from; None for each corpus's first tokens.
         tenant: Who the corpora belong to.
         progress: Told about steps over all rounds and corpora.
 
@@ -60,7 +62,8 @@ def learn_start(
     total = config.rounds * len(studies) * config.steps
     ended = [number for number in range(config.rounds) if (folder / f"round-{number}" / MANIFEST_FILE).exists()]
     newest = max(ended, default=-1)
-    start = Cartridge.load(folder / f"round-{newest}") if ended else None
+    where = folder / f"round-{newest}" if ended else begin
+    start = Cartridge.load(where) if where else None
     for number in range(newest + 1, config.rounds):
         trained = []
         for place, (corpus, dataset) in enumerate(studies):
@@ -69,7 +72,7 @@ def learn_start(
             def told(step: int, _: int, doing: str, done: int = done, number: int = number) -> None:
                 progress(done + step, total, f"round {number + 1} of {config.rounds}: {doing}")
 
-            training = config.training(number, **_where(start, folder / f"round-{number - 1}"))
+            training = config.training(number, **_where(start, where))
             run = folder / f"round-{number}-corpus-{place}"
             result = train(base, corpus, dataset, training, run, tenant=tenant, progress=told)
             if not result.best_step:
@@ -78,14 +81,14 @@ def learn_start(
                 )
             trained.append(result.cartridge)
         start = _mean(base, trained, studies, config, tenant)
-        start.save(folder / f"round-{number}")
+        where = start.save(folder / f"round-{number}")
         for left in (*folder.glob(f"round-{number}-corpus-*"), folder / f"round-{number - 1}"):
             shutil.rmtree(left, ignore_errors=True)
     assert start is not None  # There is at least one round.
     return start
 
 
-def _where(start: Cartridge | None, folder: Path) -> dict[str, Any]:
+def _where(start: Cartridge | None, folder: Path | None) -> dict[str, Any]:
     if start is None:
         return {"initialization": "first_tokens"}
     options = CartridgeOptions(cartridge=start.digest, folder=folder)

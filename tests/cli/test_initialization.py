@@ -66,6 +66,11 @@ def test_a_start_is_learnt_and_started_from(workplace: Workplace, training: Path
     begun = answer("train", "wards", "--config", training, "--init-from", start["digest"][:8])
     assert not begun["cached"]
     assert "two or more different" in refusal("learn-start", "wards", *words)
+    answer("corpus", "add", "nurses", workplace.documents / "nurse.md")
+    answer("synthesize", "nurses", "--config", workplace.study_file)
+    further = answer("learn-start", "rooms", "nurses", *words, "--from", start["digest"][:8])
+    assert start["digest"] in further["ancestry"]
+    assert answer("starts", "--remove", further["digest"])[0]["digest"] == start["digest"]
     (listed,) = answer("starts")
     assert (listed["digest"], listed["corpora"]) == (start["digest"], ["wards", "rooms"])
     assert "No learned starts begin with 'ffffff'" in refusal("starts", "--remove", "ffffff")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cartridge_core.errors import TrainingError
 from cartridge_core.models import BaseModel
@@ -13,6 +14,7 @@ from cartridge_core.stages.start import learned_start, newest_studies, starts
 from cartridge_core.stages.study import StudiedDataset, find_dataset, study
 from cartridge_core.training.start_config import StartConfig
 from cartridge_core.upkeep.forgetting import dependents, forget, withdraw
+from tests.initialization.test_initializers import tensors
 from tests.stages.test_warm_start import warm
 from tests.talkative import STUDY, Workplace, save_talkative
 
@@ -65,6 +67,37 @@ def test_it_is_made_once_started_from_and_forgotten(workplace: Workplace, monkey
     assert not starts(settings)
     assert not later.folder.exists()
     assert not start.folder.exists()
+
+
+def test_other_corpora_go_on_from_it(workplace: Workplace) -> None:
+    settings = workplace.settings
+    wards, rooms, nurses = (
+        studied(workplace, name, [workplace.documents / f"{name}.md"]) for name in ("ward", "room", "nurse")
+    )
+    first = learned_start(settings, [wards, rooms], CONFIG)
+    further = learned_start(settings, [rooms, nurses], CONFIG, begin=first)
+    assert further.digest not in (first.digest, learned_start(settings, [rooms, nurses], CONFIG).digest)
+    assert learned_start(settings, [rooms, nurses], CONFIG, begin=first).product.cached
+    # By hand: each trains from the first one, and the mean is taken.
+    alone = [
+        fit(
+            settings,
+            *one,
+            CONFIG.training(0, initialization="cartridge", initialization_options={"cartridge": first.digest}),
+        )
+        .load()
+        .prefix()
+        for one in (rooms, nurses)
+    ]
+    for mean, *parts in zip(*(tensors(prefix) for prefix in (further.load().prefix(), *alone)), strict=True):
+        assert torch.equal(mean, torch.stack([part.float() for part in parts]).mean(dim=0).to(mean.dtype))
+    with pytest.raises(TrainingError, match="cannot start from it"):
+        learned_start(settings, [rooms, nurses], CONFIG.model_copy(update={"num_tokens": 20}), begin=first)
+    work = {product.key for product in dependents(settings, "ward").work}
+    assert further.product.key in work
+    withdraw(settings, dependents(settings, "ward"))
+    with pytest.raises(TrainingError, match="made of corpus 'ward'"):
+        learned_start(settings, [rooms, nurses], CONFIG, begin=first)
 
 
 def test_what_was_withdrawn_is_not_begun_with(workplace: Workplace) -> None:
