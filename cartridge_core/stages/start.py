@@ -107,8 +107,15 @@ def learned_start(
         # It is there already where a kill fell between here and the stage's own mark.
         if not (learnt / MANIFEST_FILE).exists():
             with borrowed_model(settings, model) as base:
-                told = {"tenant": settings.tenant, "progress": progress}
-                learn_start(base, loaded, config, runs, begin=begin.folder if begin else None, **told).save(learnt)
+                learn_start(
+                    base,
+                    loaded,
+                    config,
+                    runs,
+                    begin=begin.folder if begin else None,
+                    tenant=settings.tenant,
+                    progress=progress,
+                ).save(learnt)
         start = Cartridge.load(learnt)
         shutil.rmtree(runs, ignore_errors=True)
         return {
