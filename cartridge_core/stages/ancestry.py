@@ -5,33 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cartridge_core.errors import TrainingError
-from cartridge_core.initialization.options import CartridgeOptions
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ingest import corpora
 from cartridge_core.stages.store import Facts, Finished
-from cartridge_core.training.config import TrainingConfig
 
 
-def ancestry(config: TrainingConfig, made: Sequence[Finished]) -> list[str]:
-    """Digests of the Cartridges or starts that a training goes back to, and of the corpora that these were made of.
+def ancestry(digest: str, made: Sequence[Finished]) -> list[str]:
+    """Digests of the Cartridges or starts that one goes back to, itself among them, and of the corpora behind these.
 
     All of them, because a link between may be deleted one day and what was handed down is still there.
 
     Args:
-        config: How to train, with the whole digest of what it starts from.
+        digest: Of the Cartridge or start that something begins with.
         made: Trained Cartridges and learned starts in the digest store.
     """
-    options = config.initialization_options
-    if not isinstance(options, CartridgeOptions):
-        return []
-    found = {options.cartridge}
+    found = {digest}
     for product in made:
-        if product.facts["digest"] == options.cartridge:
-            found |= {*corpora_of(product.inputs), *product.facts.get("ancestry", ())}
+        if product.facts["digest"] == digest:
+            found |= {*_corpora(product.inputs), *product.facts.get("ancestry", ())}
     return sorted(found)
 
 
-def corpora_of(inputs: Facts) -> list[str]:
+def _corpora(inputs: Facts) -> list[str]:
     """Digests of the corpora that a training or a learned start names."""
     return list(inputs["corpora"]) if "corpora" in inputs else [inputs["corpus"]]
 

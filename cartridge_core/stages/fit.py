@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cartridge_core.errors import NotFoundError, TrainingError
+from cartridge_core.initialization.options import CartridgeOptions
 from cartridge_core.initialization.shipped_starts import shipped_start
 from cartridge_core.manifest import read_manifest
 from cartridge_core.progress import Progress, no_progress
@@ -114,7 +115,9 @@ def fit(
         raise TrainingError(problem, "Give a dataset for distillation, none for next_token.")
     made: list[FittedCartridge | LearnedStart] = [*_trained(settings), *starts(settings)]
     config = with_previous(settings, corpus, config, model, {one.digest: one.folder for one in made})
-    ancestors = ancestry(config, [one.product for one in made])
+    options = config.initialization_options
+    products = [one.product for one in made]
+    ancestors = ancestry(options.cartridge, products) if isinstance(options, CartridgeOptions) else []
     check_standing(settings, ancestors)
     inputs = {
         "tenant": settings.tenant,

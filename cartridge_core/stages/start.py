@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cartridge_core.errors import NotFoundError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ancestry import check_standing, corpora_of
+from cartridge_core.stages.ancestry import ancestry, check_standing
 from cartridge_core.stages.ingest import IngestedCorpus, find_corpus, store_of
 from cartridge_core.stages.model import borrowed_model, identity_of, model_key, model_name, rendering_of, window_of
 from cartridge_core.stages.store import Facts, Finished
@@ -79,9 +79,7 @@ def learned_start(
     """
     digests = [corpus.digest for corpus, _ in studies]
     check_corpora(digests)
-    ancestors = (
-        sorted({*corpora_of(begin.product.inputs), *begin.product.facts["ancestry"], begin.digest}) if begin else []
-    )
+    ancestors = ancestry(begin.digest, [begin.product]) if begin else []
     check_standing(settings, ancestors)
     inputs = {
         "tenant": settings.tenant,

@@ -25,6 +25,7 @@ COMMANDS = [
     "synthesize",
     "train",
     "learn-start",
+    "starts",
     "evaluate",
     "compose",
     "register",
