@@ -8,7 +8,8 @@ from prefect import flow
 from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.size import default_num_tokens
-from cartridge_core.stages.start import find_start, learned_start, newest_studies
+from cartridge_core.stages.start import find_start, learned_start
+from cartridge_core.stages.study import newest_studies
 from cartridge_core.training.start_config import StartConfig
 from flows.gpu_slot import gpu_slot
 from flows.naming import run_name
@@ -44,10 +45,10 @@ def learn_start(
     """
     settings = Settings()
     studies = newest_studies(settings, corpora, model)
+    earlier = find_start(settings, begin) if begin else None
     if num_tokens is None and config is None:
         num_tokens = min(default_num_tokens(settings, source, model) for source, _ in studies)
     learning = config_of(StartConfig, config, num_tokens=num_tokens, rounds=rounds, steps=steps, seed=seed)
     with gpu_slot(), progress_artifact("learn-start") as progress:
-        earlier = find_start(settings, begin) if begin else None
         product = learned_start(settings, studies, learning, model, progress, earlier).product
     return tell_result("learn-start", product.facts | {"cached": product.cached})

@@ -9,7 +9,8 @@ from cartridge_core.cli.options import ConfigFile, Model
 from cartridge_core.settings import Settings
 from cartridge_core.stages.config import config_of
 from cartridge_core.stages.size import default_num_tokens
-from cartridge_core.stages.start import find_start, forget_start, learned_start, newest_studies, starts
+from cartridge_core.stages.start import find_start, forget_start, learned_start, starts
+from cartridge_core.stages.study import newest_studies
 from cartridge_core.training.start_config import StartConfig
 
 
@@ -41,11 +42,11 @@ def learn_start(
     """
     settings = Settings()
     studies = newest_studies(settings, corpora, model)
+    earlier = find_start(settings, begin) if begin else None
     if num_tokens is None and config is None:
         num_tokens = min(default_num_tokens(settings, source, model) for source, _ in studies)
     learning = config_of(StartConfig, config, num_tokens=num_tokens, rounds=rounds, steps=steps, seed=seed)
     with progress_bars() as progress:
-        earlier = find_start(settings, begin) if begin else None
         start = learned_start(settings, studies, learning, model, progress, earlier)
     told = start.product.facts
     rows = {

@@ -44,11 +44,21 @@ def prefill(base: BaseModel, token_ids: Sequence[int], chunk: int | None = None)
             f"{len(token_ids)} tokens do not fit {base.identity.id}, which has {base.max_positions} positions.",
             "Shorten the text, or let a Cartridge stand in for it.",
         )
-    cache = _read(base, token_ids, chunk or 2048)
+    return read_prefix(base, _read(base, token_ids, chunk or 2048), len(token_ids))
+
+
+def read_prefix(base: BaseModel, cache: DynamicCache, next_position: int) -> PrefixKV:
+    """What a cache of one text holds, copied; layers that read another's keys have none.
+
+    Args:
+        base: The model that filled it.
+        cache: Of a batch of one.
+        next_position: Where the next token would stand.
+    """
     # Outside inference mode a clone is an ordinary tensor again, one that training may start from.
     keys = [layer.keys[0].clone() if spec.has_kv else None for layer, spec in _layers(cache, base)]
     values = [layer.values[0].clone() if spec.has_kv else None for layer, spec in _layers(cache, base)]
-    return PrefixKV(keys, values, len(token_ids))
+    return PrefixKV(keys, values, next_position)
 
 
 def _layers(cache: DynamicCache, base: BaseModel) -> Iterator[tuple[DynamicLayer, LayerSpec]]:

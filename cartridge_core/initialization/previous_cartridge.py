@@ -5,7 +5,7 @@ from transformers import DynamicCache
 
 from cartridge_core.cartridge import Cartridge, PrefixKV
 from cartridge_core.errors import ArtifactError, TrainingError
-from cartridge_core.inference.prefix import past_key_values
+from cartridge_core.inference.prefix import past_key_values, read_prefix
 from cartridge_core.initialization.first_tokens import check_length
 from cartridge_core.initialization.options import CartridgeOptions
 from cartridge_core.initialization.sampled_chunks import head_length, sample_windows
@@ -107,9 +107,4 @@ def _with_tokens(base: BaseModel, prefix: PrefixKV, token_ids: list[int]) -> Dyn
 
 
 def _read_behind(base: BaseModel, prefix: PrefixKV, token_ids: list[int]) -> PrefixKV:
-    cache = _with_tokens(base, prefix, token_ids)
-    # Outside inference mode a clone is an ordinary tensor again, one that training may start from.
-    layers = list(zip(cache.layers, base.layer_specs, strict=True))
-    keys = [layer.keys[0].clone() if spec.has_kv else None for layer, spec in layers]
-    values = [layer.values[0].clone() if spec.has_kv else None for layer, spec in layers]
-    return PrefixKV(keys, values, prefix.next_position + len(token_ids))
+    return read_prefix(base, _with_tokens(base, prefix, token_ids), prefix.next_position + len(token_ids))

@@ -41,7 +41,8 @@ def check_standing(settings: Settings, ancestors: Sequence[str]) -> None:
     Raises:
         TrainingError: Names the corpus and the reason.
     """
-    versions = [version for version in corpora(settings) if version.digest in ancestors]
+    # Most trainings begin with nothing, and need no corpus to be read for that.
+    versions = [version for version in corpora(settings) if version.digest in ancestors] if ancestors else []
     standing = {version.digest for version in versions if not version.reading.withdrawn}
     for version in versions:
         if version.digest not in standing:

@@ -12,10 +12,10 @@ from cartridge_core.errors import NotFoundError
 from cartridge_core.progress import Progress, no_progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.ancestry import ancestry, check_standing
-from cartridge_core.stages.ingest import IngestedCorpus, find_corpus, store_of
+from cartridge_core.stages.ingest import IngestedCorpus, store_of
 from cartridge_core.stages.model import borrowed_model, identity_of, model_key, model_name, rendering_of, window_of
 from cartridge_core.stages.store import Facts, Finished
-from cartridge_core.stages.study import StudiedDataset, datasets, find_dataset
+from cartridge_core.stages.study import StudiedDataset
 from cartridge_core.training.start_config import StartConfig, check_corpora
 
 if TYPE_CHECKING:
@@ -142,23 +142,6 @@ def _check(
     length = len(prefix_token_ids(load_tokenizer(model_name(settings, model)), corpus.text()))
     check_length(config.num_tokens, length, f"corpus {corpus.name!r}")
     split_study(dataset, training, window)
-
-
-def newest_studies(
-    settings: Settings, names: Sequence[str], model: str | None = None
-) -> list[tuple[IngestedCorpus, StudiedDataset]]:
-    """Corpora as they were last read, each with the newest study that this base model made of it.
-
-    Where only other models studied one, that study is taken and `learned_start` refuses it by name.
-
-    Raises:
-        NotFoundError: There is no such corpus, it was withdrawn, or nobody studied it.
-    """
-    key, found = model_key(settings, model), []
-    for corpus in (find_corpus(settings, name) for name in names):
-        own = [one for one in datasets(settings, corpus) if one.product.inputs["base_model"] == key]
-        found.append((corpus, own[-1] if own else find_dataset(settings, corpus)))
-    return found
 
 
 def starts(settings: Settings) -> list[LearnedStart]:

@@ -13,7 +13,7 @@ from cartridge_core.progress import Progress, no_progress
 from cartridge_core.selfstudy.config import SelfStudyConfig
 from cartridge_core.selfstudy.plan import prompts_digest
 from cartridge_core.settings import Settings
-from cartridge_core.stages.ingest import IngestedCorpus, store_of
+from cartridge_core.stages.ingest import IngestedCorpus, find_corpus, store_of
 from cartridge_core.stages.model import model_key
 from cartridge_core.stages.steps import Spread
 from cartridge_core.stages.store import Facts, Finished
@@ -106,3 +106,20 @@ def find_dataset(settings: Settings, corpus: IngestedCorpus, digest: str = "") -
         problem = f"Corpus '{corpus.name}' ({corpus.digest[:12]}) has {which}."
         raise NotFoundError(problem, f"Study it with: cartridge synthesize {corpus.name}")
     return matching[-1]
+
+
+def newest_studies(
+    settings: Settings, names: Sequence[str], model: str | None = None
+) -> list[tuple[IngestedCorpus, StudiedDataset]]:
+    """Corpora as they were last read, each with the newest study that this base model made of it.
+
+    Where only other models studied one, that study is taken: who trains on it refuses it by name.
+
+    Raises:
+        NotFoundError: There is no such corpus, it was withdrawn, or nobody studied it.
+    """
+    key, found = model_key(settings, model), []
+    for corpus in (find_corpus(settings, name) for name in names):
+        own = [one for one in datasets(settings, corpus) if one.product.inputs["base_model"] == key]
+        found.append((corpus, own[-1] if own else find_dataset(settings, corpus)))
+    return found

@@ -10,8 +10,8 @@ from cartridge_core.errors import TrainingError
 from cartridge_core.models import BaseModel
 from cartridge_core.stages.fit import FittedCartridge, fit
 from cartridge_core.stages.ingest import IngestedCorpus, ingest, store_of
-from cartridge_core.stages.start import learned_start, newest_studies, starts
-from cartridge_core.stages.study import StudiedDataset, find_dataset, study
+from cartridge_core.stages.start import learned_start, starts
+from cartridge_core.stages.study import StudiedDataset, find_dataset, newest_studies, study
 from cartridge_core.training.start_config import StartConfig
 from cartridge_core.upkeep.forgetting import dependents, forget, withdraw
 from tests.initialization.test_initializers import tensors
