@@ -86,7 +86,7 @@ def fit_adapter(
             f"Cartridge {cartridge.digest[:12]} was not distilled: an adapter would have no study to learn from.",
             "Compare with a Cartridge of the objective 'distillation'.",
         )
-    config = TrainingConfig.model_validate(cartridge.product.inputs["config"])
+    config = TrainingConfig.from_recipe(cartridge.product.inputs["config"])
     inputs = {
         "tenant": settings.tenant,
         "corpus": corpus.digest,

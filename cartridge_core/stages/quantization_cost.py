@@ -37,7 +37,7 @@ def held_out_kl(
     from cartridge_core.training.micro_batch import MicroBatch
     from cartridge_core.training.objective import OBJECTIVES
 
-    config = TrainingConfig.model_validate(cartridge.product.inputs["config"])
+    config = TrainingConfig.from_recipe(cartridge.product.inputs["config"])
     exact = cartridge.load()
     with borrowed_model(settings, model) as base:
         material = OBJECTIVES[config.objective](base, corpus.load(), dataset.load() if dataset else None, config)

@@ -36,6 +36,9 @@ ON_POLICY = frozenset({"on_policy_steps", "on_policy_temperature"})
 """Fields that decide nothing in a run without an on-policy phase. They are no part of its recipe, so that what was
 trained before there was such a phase is found again."""
 
+UNSTATED: dict[str, Any] = {"sampling": "uniform"}
+"""What a recipe that says nothing of it was trained with, for the same reason."""
+
 
 class TrainingConfig(BaseModel):
     """Size of the Cartridge, objective, optimizer, data order, and how the run is carried out.
@@ -76,6 +79,9 @@ class TrainingConfig(BaseModel):
     """Steps over which the learning rate rises, the first included."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls to zero after the warm-up, if it does."""
+    sampling: Literal["balanced", "uniform"] = "balanced"
+    """How often each conversation is drawn (distillation): `balanced`, the more seldom the more others say the same
+    about the corpus (`training.balance`); `uniform`, all alike."""
     batch_size: int = Field(default=32, gt=0)
     """Conversations a step (distillation)."""
     window_tokens: int = Field(default=256, gt=1)
@@ -177,9 +183,18 @@ class TrainingConfig(BaseModel):
         return self
 
     def recipe(self) -> dict[str, Any]:
-        """The fields that decide the tensors, as JSON values."""
-        unused = ON_POLICY if not self.on_policy_steps else frozenset()
-        return self.model_dump(mode="json", exclude=set(BOOKKEEPING | unused))
+        """The fields that decide the tensors, as JSON values; `from_recipe` reads them."""
+        unused = set(BOOKKEEPING)
+        if not self.on_policy_steps:
+            unused |= ON_POLICY
+        if self.sampling == UNSTATED["sampling"]:
+            unused |= UNSTATED.keys()
+        return self.model_dump(mode="json", exclude=unused)
+
+    @classmethod
+    def from_recipe(cls, recipe: dict[str, Any]) -> Self:
+        """The configuration that has this recipe, also one of before a field was there."""
+        return cls.model_validate(UNSTATED | recipe)
 
     @property
     def first_on_policy_step(self) -> int:

@@ -11,6 +11,7 @@ from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import CorpusError, DatasetError
 from cartridge_core.models import BaseModel
 from cartridge_core.selfstudy.conversation import Targets
+from cartridge_core.training.balance import balanced_weights
 from cartridge_core.training.config import TrainingConfig
 from cartridge_core.training.conversation_stream import ConversationStream
 from cartridge_core.training.hidden_states import TeacherStates
@@ -69,10 +70,15 @@ def distillation(
     if dataset is None or not len(dataset):
         raise DatasetError("There are no conversations to train on.", "Study the corpus first.")
     train, held_out, num_unfit = split_study(dataset, config, base.max_positions)
-    stream = ConversationStream(list(train), config.batch_size, config.seed)
+    weights = None
+    if config.sampling == "balanced":
+        weights = balanced_weights(
+            [conversation.token_ids for conversation in train], _token_ids(base, corpus), config.seed
+        )
+    stream = ConversationStream(list(train), config.batch_size, config.seed, weights)
     on_policy = None
     if config.on_policy_steps:
-        on_policy = OnPolicyStream(base, corpus, list(train), dataset.manifest.plan.config, config)
+        on_policy = OnPolicyStream(base, corpus, list(train), dataset.manifest.plan.config, config, weights)
     states = None
     if config.hidden_state_weight:
         states = TeacherStates(base, corpus, list(train), dataset.manifest.plan.config, config)
@@ -89,12 +95,17 @@ def next_token(
     Raises:
         CorpusError: The corpus has fewer than two tokens.
     """
-    token_ids = base.tokenizer(corpus.text(), add_special_tokens=False, verbose=False)["input_ids"]
+    token_ids = _token_ids(base, corpus)
     if len(token_ids) < 2:
         raise CorpusError(f"Corpus {corpus.name!r} has no text to predict.", "Add documents with text.")
     windows = covering_windows(token_ids, config.window_tokens, config.max_held_out)
     stream = WindowStream(token_ids, config.window_tokens, config.windows_per_batch, config.seed)
     return Material(stream, windows, -(-len(token_ids) // config.window_tokens))
+
+
+def _token_ids(base: BaseModel, corpus: Corpus) -> list[int]:
+    ids: list[int] = base.tokenizer(corpus.text(), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
 
 
 Objective = Callable[[BaseModel, Corpus, ConversationDataset | None, TrainingConfig], Material]

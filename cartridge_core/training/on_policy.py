@@ -7,6 +7,8 @@ teacher would not have said (arXiv 2306.13649).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from cartridge_core.corpus import Corpus
@@ -49,6 +51,7 @@ class OnPolicyStream:
         conversations: Sequence[Conversation],
         study: SelfStudyConfig,
         config: TrainingConfig,
+        weights: npt.NDArray[np.float64] | None = None,
     ) -> None:
         """Remember the study, and make sure that its chunks can be drawn again.
 
@@ -58,6 +61,7 @@ class OnPolicyStream:
             conversations: Whose questions are asked, in the order of the ordinary steps.
             study: How it was studied; an answer gets as many tokens as there, a distribution as many outcomes.
             config: Batch size, temperature, lengths, seed.
+            weights: How often each conversation is drawn, as in the ordinary steps.
 
         Raises:
             DatasetError: The conversations are of another study or corpus.
@@ -66,7 +70,7 @@ class OnPolicyStream:
         self._context = TeacherContext(base, corpus, study)
         for conversation in {conversation.chunk_id: conversation for conversation in conversations}.values():
             self._context.chunk(conversation)
-        self._stream = ConversationStream(conversations, config.batch_size, config.seed)
+        self._stream = ConversationStream(conversations, config.batch_size, config.seed, weights)
 
     def batch(self, state: TrainingState, ranks: Ranks) -> OnPolicyBatch:
         """The examples of the state's next step, the same on every rank; each rank makes its share.

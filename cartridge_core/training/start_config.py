@@ -45,7 +45,8 @@ class StartConfig(BaseModel):
             eval_every=self.steps,
             patience=None,
             seed=self.seed + number,
-            # The rates that starts were measured with; what begins with one trains at the defaults.
+            # The rates and the order that starts were measured with; what begins with one trains at the defaults.
+            sampling="uniform",
             value_learning_rate_ratio=2.0,
             momentum=0.8,
             **where,

@@ -84,6 +84,7 @@ class Comparison:
             optimizer="adamw",
             learning_rate=rate,
             schedule="constant",
+            sampling="uniform",
             steps=steps,
             seed=seed,
         )

@@ -55,6 +55,15 @@ def test_only_a_run_with_an_on_policy_phase_has_it_in_its_recipe() -> None:
     assert TrainingConfig.model_validate(own.recipe()) == own
 
 
+def test_a_recipe_of_before_conversations_were_balanced_is_found_again_and_read_as_it_was_trained() -> None:
+    balanced, uniform = TrainingConfig(num_tokens=8), TrainingConfig(num_tokens=8, sampling="uniform")
+    assert balanced.recipe()["sampling"] == "balanced"
+    assert "sampling" not in uniform.recipe()
+    assert balanced.digest != uniform.digest
+    assert TrainingConfig.from_recipe(balanced.recipe()) == balanced
+    assert TrainingConfig.from_recipe(uniform.recipe()) == uniform
+
+
 def test_every_named_choice_exists() -> None:
     fields = TrainingConfig.model_json_schema()["properties"]
     assert set(fields["optimizer"]["enum"]) == set(OPTIMIZERS)

@@ -41,7 +41,7 @@ def test_each_round_trains_all_corpora_from_the_mean_before(
         for corpus, dataset in studies:
             config = TrainingConfig.model_validate(
                 {"num_tokens": 8, "steps": 6, "batch_size": 8, "eval_every": 6, "patience": None, "seed": 5 + number}
-                | {"value_learning_rate_ratio": 2.0, "momentum": 0.8}
+                | {"value_learning_rate_ratio": 2.0, "momentum": 0.8, "sampling": "uniform"}
                 | begin
             )
             folder = tmp_path / f"alone-{number}-{corpus.name}"

@@ -54,3 +54,27 @@ def test_covering_windows_predict_every_token() -> None:
     assert all(len(window.token_ids) == 12 for window in windows)
     assert len(covering_windows(list(range(500)), window_tokens=12, most=5)) == 5
     assert [w.token_ids.tolist() for w in covering_windows([1, 2, 3], window_tokens=12, most=5)] == [[1, 2, 3]]
+
+
+def test_with_weights_an_epoch_holds_each_conversation_as_often_as_its_weight_says() -> None:
+    weights = np.array([0.25, 0.5, 1.0, 1.0, 2.25])
+    stream = ConversationStream(list(range(5)), batch_size=5, seed=1, weights=weights)  # type: ignore[arg-type]
+    epochs = np.array([np.bincount(stream.batch(step), minlength=5) for step in range(400)])  # type: ignore[arg-type]
+    assert (epochs.sum(axis=1) == 5).all()
+    assert (epochs >= np.floor(weights)).all()
+    assert (epochs <= np.ceil(weights)).all()
+    assert np.abs(epochs.mean(axis=0) - weights).max() < 0.1
+
+
+def test_a_weighted_batch_depends_on_the_step_alone_and_its_order_is_random() -> None:
+    weights = np.linspace(0.5, 1.5, 10)
+    one, other = (ConversationStream(list(range(10)), 4, seed=1, weights=weights) for _ in range(2))  # type: ignore[arg-type]
+    forward = [one.batch(step) for step in range(8)]
+    assert [other.batch(step) for step in reversed(range(8))] == forward[::-1]
+    firsts = {one.batch(5 * step)[0] for step in range(60)}
+    assert len(firsts) > 5
+
+
+def test_equal_weights_leave_no_conversation_out() -> None:
+    stream = ConversationStream(list(range(10)), 10, seed=1, weights=np.full(10, 0.3))  # type: ignore[arg-type]
+    assert all(sorted(stream.batch(step)) == list(range(10)) for step in range(50))
