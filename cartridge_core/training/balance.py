@@ -22,7 +22,7 @@ MOST = 4.0
 """Most often a conversation is drawn, over the middle one: what nothing else is like may be about nothing."""
 BUCKETS = 2048
 """Width of a conversation's vector; words are hashed into it."""
-REFERENCES = 8192
+REFERENCES = 4096
 """Most conversations that each one is compared with; of a larger study a sample."""
 _BLOCK = 512
 
@@ -42,20 +42,19 @@ def balanced_weights(conversations: Sequence[npt.NDArray[np.int32]], corpus: Seq
     found = [_places(_phrases(ids.astype(np.int64)), known) for ids in conversations]
     counts = np.bincount(np.concatenate(found), minlength=len(known))
     rarity = np.log(len(found) / np.maximum(counts, 1))
-    sampled = np.arange(len(found))
-    if len(found) > REFERENCES:
-        sampled = np.sort(np.random.default_rng((seed, len(found))).choice(len(found), REFERENCES, replace=False))
+    sampled = np.random.default_rng((seed, len(found))).permutation(len(found))[:REFERENCES]
     references = _vectors([found[place] for place in sampled], rarity).T
-    density = np.empty(len(found))
+    alike = np.empty(len(found))
     for start in range(0, len(found), _BLOCK):
         here = slice(start, start + _BLOCK)
-        density[here] = ((_vectors(found[here], rarity) @ references) ** SHARPNESS).sum(axis=1)
-    density *= len(found) / len(sampled)
+        alike[here] = ((_vectors(found[here], rarity) @ references) ** SHARPNESS).sum(axis=1)
+    itself = np.isin(np.arange(len(found)), sampled)
+    density = 1 + (alike - itself).clip(min=0) * (len(found) - 1) / np.maximum(len(sampled) - itself, 1)
     # What shares nothing with the corpus is like nothing at all: no reason to draw it more, or less, than the mean.
     about = np.array([bool(rarity[places].any()) for places in found])
     weights = np.ones(len(found))
     if about.any():
-        weights[about] = 1 / np.maximum(density[about], 1)
+        weights[about] = 1 / density[about]
         weights[~about] = weights[about].mean()
     weights = np.minimum(weights, MOST * np.median(weights))
     return weights / weights.mean()
@@ -72,9 +71,9 @@ def _places(phrases: Ids, known: Ids) -> Ids:
     return places[known[places] == phrases]
 
 
-def _vectors(found: Sequence[Ids], rarity: Weights) -> Weights:
+def _vectors(found: Sequence[Ids], rarity: Weights) -> npt.NDArray[np.float32]:
     """Unit vectors, `[n, BUCKETS]`; zeros where there is nothing rare."""
-    vectors = np.zeros((len(found), BUCKETS))
+    vectors = np.zeros((len(found), BUCKETS), dtype=np.float32)
     for vector, places in zip(vectors, found, strict=True):
         np.add.at(vector, places % BUCKETS, rarity[places])
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -73,6 +73,9 @@ def test_a_large_study_is_compared_with_a_sample_that_the_seed_draws(monkeypatch
     assert (sampled[0] == sampled[1]).all()
     assert (sampled[0] != sampled[2]).any()
     assert np.corrcoef(np.log(exact), np.log(sampled[0]))[0, 1] > 0.9
+    unique = [said(phrase, wording=phrase) for phrase in range(82, 98, 2)]
+    alone = balanced_weights([*many, *unique], CORPUS, seed=0)[-len(unique) :]
+    assert np.ptp(alone) < 0.1 * alone.mean(), "whether the sample holds a conversation says nothing about it"
 
 
 def test_a_study_on_disk_is_balanced_by_the_words_of_its_corpus(
