@@ -36,7 +36,7 @@ def balanced_weights(conversations: Sequence[npt.NDArray[np.int32]], corpus: Seq
         seed: Draws the sample of a large study.
 
     Returns:
-        `[n]` fp64, above 0 and with mean 1. All are 1 if no conversation has a word of the corpus.
+        `[n]` fp64, above 0 and with mean 1. All are 1 if no conversation has a word of the corpus, as where it has none.
     """
     known = _phrases(np.asarray(corpus, dtype=np.int64))
     found = [_places(_phrases(ids.astype(np.int64)), known) for ids in conversations]
@@ -67,6 +67,8 @@ def _phrases(ids: Ids) -> Ids:
 
 def _places(phrases: Ids, known: Ids) -> Ids:
     """Where those of a text that are known stand among the known ones."""
+    if not len(known):
+        return known
     places = np.searchsorted(known, phrases).clip(max=len(known) - 1)
     return places[known[places] == phrases]
 

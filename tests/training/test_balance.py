@@ -56,6 +56,7 @@ def test_a_conversation_without_a_word_of_the_corpus_weighs_the_mean() -> None:
     weights = balanced_weights([*study(), np.array([150, 151], dtype=np.int32)], CORPUS, seed=0)
     assert weights[-1] == pytest.approx(1)
     assert (balanced_weights([said(wording=n) for n in range(4)], CORPUS, seed=0) == 1).all()
+    assert (balanced_weights(study(), [], seed=0) == 1).all(), "nor has a corpus without words any to share"
 
 
 def test_one_conversation_or_equal_ones_are_drawn_alike() -> None:
