@@ -36,7 +36,7 @@ def balanced_weights(conversations: Sequence[npt.NDArray[np.int32]], corpus: Seq
         seed: Draws the sample of a large study.
 
     Returns:
-        `[n]` fp64, above 0 and with mean 1. All are 1 if no conversation has a word of the corpus, as where it has none.
+        `[n]` fp64, above 0 and with mean 1. All are 1 if none has a word of the corpus, or the corpus has none.
     """
     known = _phrases(np.asarray(corpus, dtype=np.int64))
     found = [_places(_phrases(ids.astype(np.int64)), known) for ids in conversations]
