@@ -48,7 +48,7 @@ ASKED = {
 SEEDS = (0, 1, 2)
 PAPER_STEPS = 2000
 PAPER_RATES = (0.02, 0.05, 0.1, 0.2)
-OUR_STEPS = 200
+OUR_STEPS = 178
 NUM_TOKENS = 80
 PAPER_FIELDS = {"num_tokens", "num_frozen_tokens", "learning_rate", "steps", "batch_size", "seed", "precision"}
 
