@@ -62,6 +62,9 @@ def test_a_recipe_of_before_conversations_were_balanced_is_found_again_and_read_
     assert balanced.digest != uniform.digest
     assert TrainingConfig.from_recipe(balanced.recipe()) == balanced
     assert TrainingConfig.from_recipe(uniform.recipe()) == uniform
+    words = [TrainingConfig(num_tokens=8, objective="next_token", sampling=name) for name in ("balanced", "uniform")]
+    assert words[0].digest == words[1].digest
+    assert "sampling" not in words[0].recipe()
 
 
 def test_every_named_choice_exists() -> None:
