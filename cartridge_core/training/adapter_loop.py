@@ -114,7 +114,7 @@ def train_adapter(
     check_inputs(base.identity, base.max_positions, template_digest(base.tokenizer), corpus, dataset, config)
     rank = adapter.rank or equal_memory_rank(base, config.num_tokens, adapter.target_modules)
     alpha = adapter.alpha or 2.0 * rank
-    material = OBJECTIVES[config.objective](base, corpus, dataset, config)
+    material = OBJECTIVES[config.objective](base, corpus, dataset, config, progress)
     stored = peft_config(base, rank, alpha, adapter.target_modules)
     folder.mkdir(parents=True, exist_ok=True)
     with own_random_numbers(base.device):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from cartridge_core.progress import Progress, no_progress
+
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 
@@ -27,13 +29,19 @@ REFERENCES = 4096
 _BLOCK = 512
 
 
-def balanced_weights(conversations: Sequence[npt.NDArray[np.int32]], corpus: Sequence[int], seed: int) -> Weights:
+def balanced_weights(
+    conversations: Sequence[npt.NDArray[np.int32]],
+    corpus: Sequence[int],
+    seed: int,
+    progress: Progress = no_progress,
+) -> Weights:
     """How often each conversation is to be drawn, relative to the mean.
 
     Args:
         conversations: Token ids of each, `[t]`; at least one.
         corpus: Token ids of the corpus.
         seed: Draws the sample of a large study.
+        progress: Told how many conversations of a large study were compared.
 
     Returns:
         `[n]` fp64, above 0 and with mean 1. All are 1 if none has a word of the corpus, or the corpus has none.
@@ -46,6 +54,8 @@ def balanced_weights(conversations: Sequence[npt.NDArray[np.int32]], corpus: Seq
     references = _vectors([found[place] for place in sampled], rarity).T
     alike = np.empty(len(found))
     for start in range(0, len(found), _BLOCK):
+        if start:  # one block is done at once
+            progress(start, len(found), "comparing conversations")
         here = slice(start, start + _BLOCK)
         alike[here] = ((_vectors(found[here], rarity) @ references) ** SHARPNESS).sum(axis=1)
     itself = np.isin(np.arange(len(found)), sampled)

@@ -81,7 +81,8 @@ def train(
                 best.clear()
             return found
         torch.manual_seed(config.seed)
-        material = OBJECTIVES[config.objective](base, corpus, dataset, config)
+        told = progress if ranks.first else no_progress
+        material = OBJECTIVES[config.objective](base, corpus, dataset, config, told)
         if checkpoint := _newest(checkpoints, best, identity, folder, ranks, base.device):
             layers = len(base.layer_specs)
             state = TrainingState.restored(

@@ -1,6 +1,6 @@
 """What a Cartridge learns: each objective turns its source into examples of one form."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from cartridge_core.corpus import Corpus
 from cartridge_core.dataset import ConversationDataset
 from cartridge_core.errors import CorpusError, DatasetError
 from cartridge_core.models import BaseModel
+from cartridge_core.progress import Progress, no_progress
 from cartridge_core.selfstudy.conversation import Targets
 from cartridge_core.training.balance import balanced_weights
 from cartridge_core.training.config import TrainingConfig
@@ -56,7 +57,11 @@ def split_study(
 
 
 def distillation(
-    base: BaseModel, corpus: Corpus, dataset: ConversationDataset | None, config: TrainingConfig
+    base: BaseModel,
+    corpus: Corpus,
+    dataset: ConversationDataset | None,
+    config: TrainingConfig,
+    progress: Progress = no_progress,
 ) -> Material:
     """A study's answers, with the distributions of the teacher that read the text; some questions are held out.
 
@@ -73,7 +78,7 @@ def distillation(
     weights = None
     if config.sampling == "balanced":
         weights = balanced_weights(
-            [conversation.token_ids for conversation in train], _token_ids(base, corpus), config.seed
+            [conversation.token_ids for conversation in train], _token_ids(base, corpus), config.seed, progress
         )
     stream = ConversationStream(list(train), config.batch_size, config.seed, weights)
     on_policy = None
@@ -86,7 +91,11 @@ def distillation(
 
 
 def next_token(
-    base: BaseModel, corpus: Corpus, dataset: ConversationDataset | None, config: TrainingConfig
+    base: BaseModel,
+    corpus: Corpus,
+    dataset: ConversationDataset | None,
+    config: TrainingConfig,
+    progress: Progress = no_progress,
 ) -> Material:
     """The corpus's text, as a language model is trained on it.
 
@@ -108,7 +117,20 @@ def _token_ids(base: BaseModel, corpus: Corpus) -> list[int]:
     return ids
 
 
-Objective = Callable[[BaseModel, Corpus, ConversationDataset | None, TrainingConfig], Material]
+class Objective(Protocol):
+    """What an objective's function takes."""
+
+    def __call__(
+        self,
+        base: BaseModel,
+        corpus: Corpus,
+        dataset: ConversationDataset | None,
+        config: TrainingConfig,
+        progress: Progress = no_progress,
+    ) -> Material:
+        """The material; `progress` is told about long preparations."""
+        ...
+
 
 OBJECTIVES: dict[str, Objective] = {"distillation": distillation, "next_token": next_token}
 """Name to objective; `TrainingConfig.objective` lists the names."""

@@ -83,6 +83,17 @@ def test_a_large_study_is_compared_with_a_sample_that_the_seed_draws(monkeypatch
     assert np.ptp(alone) < 0.1 * alone.mean(), "whether the sample holds a conversation says nothing about it"
 
 
+def test_of_a_large_study_progress_is_told(
+    base: BaseModel, corpus: Corpus, study: ConversationDataset, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balance, "_BLOCK", 10)
+    told: list[tuple[int, int, str]] = []
+    material = objective.distillation(base, corpus, study, config, lambda *event: told.append(event))
+    count = material.num_examples
+    assert told == [(start, count, "comparing conversations") for start in range(10, count, 10)]
+    assert len(told) > 1
+
+
 def test_a_study_on_disk_is_balanced_by_the_words_of_its_corpus(
     base: BaseModel, corpus: Corpus, study: ConversationDataset, config: TrainingConfig
 ) -> None:
