@@ -52,7 +52,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VENV_VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e .
 	@touch $@
 
-quickstart: $(STAMP)  ## Documents to a promoted Cartridge: about 4 minutes on two idle CPU cores
+quickstart: $(STAMP)  ## Documents to a promoted Cartridge: 6 to 8 minutes on two idle CPU cores
 	$(BIN)/cartridge quickstart $(QUICKSTART_FLAGS)
 
 serve: $(STAMP)  ## The gateway and an engine on http://127.0.0.1:8000 (SERVE_FLAGS="--port 9000")
