@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cartridge_core.progress import no_progress
 from cartridge_core.settings import Settings
 from cartridge_core.stages.fit import FittedCartridge
 from cartridge_core.stages.ingest import IngestedCorpus
@@ -40,7 +41,10 @@ def held_out_kl(
     config = TrainingConfig.from_recipe(cartridge.product.inputs["config"])
     exact = cartridge.load()
     with borrowed_model(settings, model) as base:
-        material = OBJECTIVES[config.objective](base, corpus.load(), dataset.load() if dataset else None, config)
+        # What is held out is all that is used: how often the others would be drawn need not be worked out.
+        uniform = config.model_copy(update={"sampling": "uniform"})
+        studied = dataset.load() if dataset else None
+        material = OBJECTIVES[config.objective](base, corpus.load(), studied, uniform, no_progress)
         held_out = HeldOut(base, material.held_out, config)
         stored = {"exact": exact} | {storage: exact.quantized(storage) for storage in storages}
         return {name: held_out.score(each, MicroBatch(config.micro_batch_tokens)).kl for name, each in stored.items()}

@@ -54,10 +54,10 @@ def balanced_weights(
     references = _vectors([found[place] for place in sampled], rarity).T
     alike = np.empty(len(found))
     for start in range(0, len(found), _BLOCK):
-        if start:  # one block is done at once
-            progress(start, len(found), "comparing conversations")
         here = slice(start, start + _BLOCK)
         alike[here] = ((_vectors(found[here], rarity) @ references) ** SHARPNESS).sum(axis=1)
+        if len(found) > _BLOCK:  # fewer are done at once: no bar is worth a moment
+            progress(min(start + _BLOCK, len(found)), len(found), "comparing conversations")
     itself = np.isin(np.arange(len(found)), sampled)
     density = 1 + (alike - itself).clip(min=0) * (len(found) - 1) / np.maximum(len(sampled) - itself, 1)
     # What shares nothing with the corpus is like nothing at all: no reason to draw it more, or less, than the mean.

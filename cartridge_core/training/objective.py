@@ -1,6 +1,6 @@
 """What a Cartridge learns: each objective turns its source into examples of one form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,20 +117,8 @@ def _token_ids(base: BaseModel, corpus: Corpus) -> list[int]:
     return ids
 
 
-class Objective(Protocol):
-    """What an objective's function takes."""
-
-    def __call__(
-        self,
-        base: BaseModel,
-        corpus: Corpus,
-        dataset: ConversationDataset | None,
-        config: TrainingConfig,
-        progress: Progress = no_progress,
-    ) -> Material:
-        """The material; `progress` is told about long preparations."""
-        ...
-
+Objective = Callable[[BaseModel, Corpus, ConversationDataset | None, TrainingConfig, Progress], Material]
+"""The last one is told about long preparations."""
 
 OBJECTIVES: dict[str, Objective] = {"distillation": distillation, "next_token": next_token}
 """Name to objective; `TrainingConfig.objective` lists the names."""
