@@ -52,7 +52,7 @@ def test_an_open_loop_does_not_wait(shop: Shop) -> None:
             # Each answer takes 0.6 s and they come one after another: who asked last waits for all before.
             queued = run_load(Load(asking(server, "clinic"), 1.0, rate=8))
         assert len(queued) == 8 and not any(outcome.problem for outcome in queued)
-        assert median([outcome.seconds for outcome in queued[-2:]]) > 2
+        assert median([outcome.seconds for outcome in queued[-2:]]) > max(2, median([o.seconds for o in quick]))
 
 
 def test_one_server_against_itself(shop: Shop) -> None:
